@@ -1,0 +1,1 @@
+//! Tersor's C ABI for backends that live outside its repository.

@@ -1,0 +1,1 @@
+//! Tersor's cpu-avx512 backend.

@@ -1,0 +1,1 @@
+//! Tersor's cpu-neon backend.

@@ -1,0 +1,1 @@
+//! Tersor's CUDA backend; the NVIDIA driver is loaded at run time.

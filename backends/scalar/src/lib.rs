@@ -1,0 +1,1 @@
+//! Tersor's portable backend: every format and op, no ISA assumed.

@@ -1,0 +1,1 @@
+//! Benchmarks of Tersor's backends: Criterion cases and the cross-backend report.

@@ -1,0 +1,2 @@
+//! The `tersor` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! One case list for every Tersor backend, judged by an independent oracle.

@@ -1,0 +1,1 @@
+//! The vocabulary of Tersor: formats, ops, the QuantBackend trait, backend entries and errors.

@@ -1,0 +1,1 @@
+//! Algorithm bodies of Tersor's CPU backends, written once over ISA tokens.

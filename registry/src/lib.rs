@@ -1,0 +1,1 @@
+//! Finds, explains and selects Tersor's backends; configuration.

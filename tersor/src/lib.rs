@@ -1,0 +1,1 @@
+//! Ternary (1.58-bit) quantization backends for Rust: the crate that embedders depend on.
