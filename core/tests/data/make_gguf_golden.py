@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Makes gguf/tq.safetensors: tq1_0 and tq2_0 bytes written, and read back, by the `gguf` package.
 
-    python3 -m venv /tmp/gguf && /tmp/gguf/bin/pip install gguf==0.19.0 numpy==2.4.6 safetensors==0.8.0
-    /tmp/gguf/bin/python core/tests/data/make_gguf_golden.py            # writes the file
-    /tmp/gguf/bin/python core/tests/data/make_gguf_golden.py --check    # or fails when it would differ
+    python3 -m venv venv && venv/bin/pip install gguf==0.19.0 numpy==2.4.6 safetensors==0.8.0
+    venv/bin/python core/tests/data/make_gguf_golden.py            # writes the file
+    venv/bin/python core/tests/data/make_gguf_golden.py --check    # or fails when it would differ
 
 README.md beside the file says what each tensor is for.
 """
