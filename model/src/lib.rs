@@ -1,1 +1,16 @@
 //! Ternary models for Tersor: GGUF and safetensors, converters, the BitNet b1.58 graph, generation.
+//!
+//! Files come first. A model is either one GGUF file or a Hugging Face checkpoint (safetensors shards beside a
+//! `config.json`); both are memory-mapped, so opening a model of any size takes milliseconds and copies nothing.
+//!
+//! - [`gguf`]: the container, read and written without trust in a single byte of it
+//! - [`error`]: one error type, whose messages say what is wrong, where, and what would be right
+#![deny(unsafe_code)]
+
+mod atomic;
+pub mod error;
+pub mod gguf;
+mod mmap;
+
+pub use error::{Error, Result};
+pub use mmap::map_file;
