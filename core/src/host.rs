@@ -1,0 +1,116 @@
+//! What a backend gets from its host: threads, a memory budget, a log, and the wish to stop.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::Isa;
+
+/// Runs independent tasks, on one thread or many. The registry implements it over its one pool; a plugin gets the same
+/// through the C ABI.
+pub trait Executor: Send + Sync {
+    /// How many tasks can run at the same moment.
+    fn threads(&self) -> usize;
+    /// Calls `task(i)` once for each `i` in `0..tasks`, in any order and from any thread, and returns when all are done.
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync));
+}
+
+/// The executor of the calling thread.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Inline;
+
+impl Executor for Inline {
+    fn threads(&self) -> usize {
+        1
+    }
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(task);
+    }
+}
+
+/// Severity of a message to the host's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Something failed.
+    Error,
+    /// Something is not as it should be; work goes on.
+    Warn,
+    /// A decision or a fact worth knowing.
+    Info,
+    /// For those who look for a cause.
+    Debug,
+}
+
+type LogFn = dyn Fn(LogLevel, &str) + Send + Sync;
+
+/// The host's side of [`crate::BackendEntry::open`].
+#[derive(Clone)]
+pub struct HostContext {
+    executor: Arc<dyn Executor>,
+    log: Arc<LogFn>,
+    cancelled: Arc<AtomicBool>,
+    /// Bytes that the backend may hold in buffers and packed weights; `None`: as much as there is.
+    pub memory_budget: Option<usize>,
+    /// Use no tier above this one, and fail where the machine lacks it; `None`: the best there is.
+    pub isa: Option<Isa>,
+}
+
+impl HostContext {
+    /// A context that runs work on `executor`, logs nowhere, has no budget and forces no ISA.
+    pub fn new(executor: Arc<dyn Executor>) -> Self {
+        HostContext { executor, log: Arc::new(|_, _| {}), cancelled: Arc::default(), memory_budget: None, isa: None }
+    }
+
+    /// A context for the calling thread alone.
+    pub fn inline() -> Self {
+        Self::new(Arc::new(Inline))
+    }
+
+    /// The same with a log.
+    pub fn with_log(mut self, log: impl Fn(LogLevel, &str) + Send + Sync + 'static) -> Self {
+        self.log = Arc::new(log);
+        self
+    }
+
+    /// The same with an ISA tier that must be used.
+    pub fn with_isa(mut self, isa: Option<Isa>) -> Self {
+        self.isa = isa;
+        self
+    }
+
+    /// Where work runs.
+    pub fn executor(&self) -> &dyn Executor {
+        &*self.executor
+    }
+
+    /// Hands a message to the host.
+    pub fn log(&self, level: LogLevel, message: &str) {
+        (self.log)(level, message);
+    }
+
+    /// Asks all work on this context to stop with [`crate::Error::Cancelled`].
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets work go on after [`HostContext::cancel`].
+    pub fn resume(&self) {
+        self.cancelled.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the host wants the work to stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for HostContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostContext")
+            .field("threads", &self.executor.threads())
+            .field("memory_budget", &self.memory_budget)
+            .field("isa", &self.isa)
+            .field("cancelled", &self.is_cancelled())
+            .finish_non_exhaustive()
+    }
+}
