@@ -1,1 +1,3 @@
 //! Finds, explains and selects Tersor's backends; configuration.
+
+pub mod config;
