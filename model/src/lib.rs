@@ -3,14 +3,22 @@
 //! Files come first. A model is either one GGUF file or a Hugging Face checkpoint (safetensors shards beside a
 //! `config.json`); both are memory-mapped, so opening a model of any size takes milliseconds and copies nothing.
 //!
-//! - [`gguf`]: the container, read and written without trust in a single byte of it
+//! - [`gguf`] and [`checkpoint`]: the two containers, read without trust in a single byte of them
+//! - [`config`] and [`names`]: hyper-parameters and tensor names, the same for both
 //! - [`error`]: one error type, whose messages say what is wrong, where, and what would be right
 #![deny(unsafe_code)]
 
 mod atomic;
+pub mod checkpoint;
+pub mod config;
 pub mod error;
 pub mod gguf;
 mod mmap;
+pub mod names;
 
+pub use checkpoint::Checkpoint;
+pub use config::ModelConfig;
 pub use error::{Error, Result};
+pub use gguf::Gguf;
 pub use mmap::map_file;
+pub use names::{LayerPart, Role};
