@@ -97,6 +97,7 @@ pub struct PackedWeight {
     tag: PackTag,
     format: Format,
     shape: Shape,
+    scale_block: Option<usize>,
     bytes: usize,
     borrowed: bool,
     data: Arc<dyn Any + Send + Sync>,
@@ -106,7 +107,11 @@ impl PackedWeight {
     /// For backends. `bytes` is what the packed form occupies; `borrowed` says that it uses the weight's own bytes in
     /// place.
     pub fn new(tag: PackTag, weight: &Weight, bytes: usize, borrowed: bool, data: Arc<dyn Any + Send + Sync>) -> Self {
-        PackedWeight { tag, format: weight.format(), shape: weight.shape(), bytes, borrowed, data }
+        let scale_block = match weight.uniform_scale() {
+            Some(_) => None,
+            None => weight.format().scale_block(),
+        };
+        PackedWeight { tag, format: weight.format(), shape: weight.shape(), scale_block, bytes, borrowed, data }
     }
 
     /// Who packed it.
@@ -122,6 +127,11 @@ impl PackedWeight {
     /// Rows (N) and columns (K).
     pub fn shape(&self) -> Shape {
         self.shape
+    }
+
+    /// Weights of a row that share a scale; `None` for a single-scale (or dense) weight.
+    pub fn scale_block(&self) -> Option<usize> {
+        self.scale_block
     }
 
     /// Bytes it occupies, borrowed ones included.

@@ -142,6 +142,26 @@ impl Format {
         }
     }
 
+    /// Number of formats.
+    pub const COUNT: usize = 11;
+
+    /// Position in [`Format::all`], for tables.
+    pub const fn index(self) -> usize {
+        match self {
+            Format::I2S => 0,
+            Format::TL1 => 1,
+            Format::TL2 => 2,
+            Format::TQ1_0 => 3,
+            Format::TQ2_0 => 4,
+            Format::I2SGroup(GroupSize::G64) => 5,
+            Format::I2SGroup(GroupSize::G128) => 6,
+            Format::I2SGroup(GroupSize::G256) => 7,
+            Format::F32 => 8,
+            Format::F16 => 9,
+            Format::BF16 => 10,
+        }
+    }
+
     /// Whether the weights are ternary.
     pub const fn is_ternary(self) -> bool {
         !matches!(self, Format::F32 | Format::F16 | Format::BF16)
@@ -265,7 +285,9 @@ mod tests {
 
     #[test]
     fn ids_parse_back() {
-        for f in Format::all() {
+        assert_eq!(Format::all().count(), Format::COUNT);
+        for (i, f) in Format::all().enumerate() {
+            assert_eq!(f.index(), i);
             assert_eq!(f.id().parse::<Format>().unwrap(), f);
         }
         assert!("I2_S".parse::<Format>().is_err());

@@ -365,27 +365,82 @@ impl fmt::Display for OpKind {
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the fields are those of the variant of `Op` of the same name")]
 pub enum OpSpec {
-    Quantize { from: DType, format: Format, shape: Shape },
-    Dequantize { format: Format, to: DType, shape: Shape },
-    QuantizeRows { rows: usize, cols: usize },
-    MatMul { format: Format, activations: DType, output: DType, m: usize, n: usize, k: usize, epilogue: Epilogue },
-    GatherRows { format: Format, rows: usize, cols: usize },
-    RmsNorm { rows: usize, cols: usize },
-    RmsNormQuantize { rows: usize, cols: usize },
-    Rope { rows: usize, heads: usize, head_dim: usize },
-    KvWrite { rows: usize, width: usize },
-    Attention { rows: usize, heads: usize, kv_heads: usize, head_dim: usize, capacity: usize },
-    ReluSquaredMul { len: usize },
-    Add { len: usize },
-    Copy { len: usize },
-    Sample { rows: usize, vocab: usize },
+    Quantize {
+        from: DType,
+        format: Format,
+        shape: Shape,
+    },
+    Dequantize {
+        format: Format,
+        to: DType,
+        shape: Shape,
+    },
+    QuantizeRows {
+        rows: usize,
+        cols: usize,
+    },
+    MatMul {
+        format: Format,
+        /// Weights of a row that share a scale; `None` for a single-scale weight, see [`crate::Weight::uniform_scale`].
+        scale_block: Option<usize>,
+        activations: DType,
+        output: DType,
+        m: usize,
+        n: usize,
+        k: usize,
+        epilogue: Epilogue,
+    },
+    GatherRows {
+        format: Format,
+        rows: usize,
+        cols: usize,
+    },
+    RmsNorm {
+        rows: usize,
+        cols: usize,
+    },
+    RmsNormQuantize {
+        rows: usize,
+        cols: usize,
+    },
+    Rope {
+        rows: usize,
+        heads: usize,
+        head_dim: usize,
+    },
+    KvWrite {
+        rows: usize,
+        width: usize,
+    },
+    Attention {
+        rows: usize,
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        capacity: usize,
+    },
+    ReluSquaredMul {
+        len: usize,
+    },
+    Add {
+        len: usize,
+    },
+    Copy {
+        len: usize,
+    },
+    Sample {
+        rows: usize,
+        vocab: usize,
+    },
 }
 
 impl OpSpec {
-    /// The usual product of a model: ternary weights with int8 activations, or dense ones with f32, stored as f32.
+    /// The usual product of a model: single-scale ternary weights with int8 activations, or dense ones with f32, stored as
+    /// f32.
     pub fn matmul(format: Format, m: usize, n: usize, k: usize) -> Self {
         let activations = if format.is_ternary() { DType::I8 } else { DType::F32 };
-        OpSpec::MatMul { format, activations, output: DType::F32, m, n, k, epilogue: Epilogue::Store }
+        let (output, epilogue) = (DType::F32, Epilogue::Store);
+        OpSpec::MatMul { format, scale_block: None, activations, output, m, n, k, epilogue }
     }
 
     /// The op's name.
@@ -704,5 +759,6 @@ fn matmul_spec(w: &PackedWeight, x: &Activations<'_>, y: &Output<'_>, epilogue: 
     }
     need("y", len, m.saturating_mul(n), &format_args!("M={m} x N={n}"))?;
     same_memory(OpKind::MatMul, &[("activations", x_host), ("y", y_host)])?;
-    Ok(OpSpec::MatMul { format: w.format(), activations, output, m, n, k, epilogue })
+    let (format, scale_block) = (w.format(), w.scale_block());
+    Ok(OpSpec::MatMul { format, scale_block, activations, output, m, n, k, epilogue })
 }
