@@ -144,6 +144,53 @@ pub enum Error {
         /// What is wrong and what would be right.
         problem: String,
     },
+    /// A format, an operation or a backend said no.
+    #[error(transparent)]
+    Core(#[from] tersor_core::Error),
+    /// A backend refused or failed to take one tensor of the model.
+    #[error("tensor {name}: {source}")]
+    Load {
+        /// The tensor.
+        name: String,
+        /// What it said.
+        source: tersor_core::Error,
+    },
+    /// A backend lacks operations that the model needs.
+    #[error("backend {backend} cannot run this model: {missing}")]
+    Backend {
+        /// Backend id.
+        backend: String,
+        /// Each operation that it lacks, with its reason.
+        missing: String,
+    },
+    /// More tokens than the session has room for.
+    #[error("the context holds {capacity} tokens: {used} are in it and {wanted} more were given; shorten the prompt or open a session with more room{limit}")]
+    ContextFull {
+        /// Tokens that fit.
+        capacity: usize,
+        /// Tokens that are there already.
+        used: usize,
+        /// Tokens given.
+        wanted: usize,
+        /// What bounds the capacity, where the model does.
+        limit: String,
+    },
+    /// An argument outside its domain.
+    #[error("{what} is {value}, but must be {need}")]
+    Argument {
+        /// The argument.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        need: String,
+    },
+    /// A tokenizer does not load, encode or decode, or is not the model's.
+    #[error("tokenizer: {problem}")]
+    Tokenizer {
+        /// What it said.
+        problem: String,
+    },
     /// What a writer was given does not match what it announced.
     #[error("writing GGUF: {problem}")]
     Writer {
