@@ -136,9 +136,11 @@ pub struct Ternary {
 }
 
 impl Ternary {
-    /// The scale, if all blocks have the same one, bit for bit.
+    /// The scale, if all blocks with a code other than zero have the same one, bit for bit.
     pub fn uniform_scale(&self) -> Option<f32> {
-        uniform(&self.scales)
+        let mut found = None;
+        let agree = codec::agree(self.codes.chunks(self.block.max(1)).zip(&self.scales), &mut found);
+        if agree { found.or(self.scales.first().copied()) } else { None }
     }
 
     /// The real value of each weight.
@@ -221,9 +223,9 @@ impl Weight {
         codec::scales_of(self)
     }
 
-    /// The one scale of the whole tensor: stored as such, or equal bit for bit in all blocks. Such a weight is
-    /// *single-scale*: a matrix product sums whole rows in i32 and multiplies once.
+    /// The one scale of the whole tensor: stored as such, or equal bit for bit in all blocks that have a code other than
+    /// zero. Such a weight is *single-scale*: a matrix product sums whole rows in i32 and multiplies once.
     pub fn uniform_scale(&self) -> Option<f32> {
-        uniform(&self.block_scales().0)
+        codec::uniform_scale(self)
     }
 }

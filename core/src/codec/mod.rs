@@ -141,6 +141,38 @@ pub(crate) fn scales_of(w: &Weight) -> (Vec<f32>, usize) {
     stored_scales(w.format(), w.shape(), w.codes(), w.scales())
 }
 
+/// The scale of every block that has a code other than zero, if it is one and the same bit for bit. Where all codes are
+/// zero a block's scale has no meaning: tools write 0 or anything there.
+pub(crate) fn uniform_scale(w: &Weight) -> Option<f32> {
+    let (scales, block) = scales_of(w);
+    if let Some(scale) = uniform(&scales) {
+        return Some(scale);
+    }
+    let rows = rows_of(w.format(), w.shape());
+    let mut codes = vec![0; rows.cols];
+    let mut found = None;
+    for (r, bytes) in w.codes().chunks_exact(rows.bytes).take(rows.count).enumerate() {
+        decode_row(w.format(), bytes, &mut codes);
+        // Blocks divide rows here: only formats with several scales get this far.
+        let row_scales = &scales[(r * rows.cols).div_ceil(block)..];
+        if !agree(codes.chunks(block).zip(row_scales), &mut found) {
+            return None;
+        }
+    }
+    found.or(scales.first().copied())
+}
+
+/// Whether all blocks with a code other than zero have one scale, which `found` remembers.
+pub(crate) fn agree<'a>(blocks: impl Iterator<Item = (&'a [i8], &'a f32)>, found: &mut Option<f32>) -> bool {
+    for (codes, &scale) in blocks {
+        let differs = found.is_none_or(|f| f.to_bits() != scale.to_bits());
+        if differs && codes.iter().any(|t| *t != 0) && found.replace(scale).is_some() {
+            return false;
+        }
+    }
+    true
+}
+
 /// Rounds a scale to what `format` can store: f16 for the tq formats, itself otherwise.
 ///
 /// # Errors
@@ -213,16 +245,21 @@ fn reblock(t: &Ternary, format: Format) -> Result<Vec<f32>> {
     let block = format.scale_block().unwrap_or(n);
     (0..n.div_ceil(block))
         .map(|b| {
-            let (first, last) = (b * block / t.block, (((b + 1) * block).min(n) - 1) / t.block);
+            let (start, end) = (b * block, ((b + 1) * block).min(n));
+            let (first, last) = (start / t.block, (end - 1) / t.block);
             let part = &t.scales[first..=last];
-            let scale = uniform(part).ok_or_else(|| {
-                let other = part.iter().copied().find(|s| s.to_bits() != part[0].to_bits()).unwrap_or(part[0]);
-                let mut bits: Vec<_> = part.iter().map(|s| s.to_bits()).collect();
-                bits.sort_unstable();
-                bits.dedup();
-                Error::ManyScales { format, distinct: bits.len(), first: part[0], other }
-            })?;
-            storable_scale(format, scale)
+            // The codes of each of our blocks inside this one; those without a code other than zero have no say.
+            let pieces = (first..=last).map(|i| &t.codes[start.max(i * t.block)..end.min((i + 1) * t.block)]);
+            let mut found = None;
+            if agree(pieces.zip(part), &mut found) {
+                return storable_scale(format, found.unwrap_or(part[0]));
+            }
+            let first = found.unwrap_or(part[0]);
+            let other = part.iter().copied().find(|s| s.to_bits() != first.to_bits()).unwrap_or(first);
+            let mut bits: Vec<_> = part.iter().map(|s| s.to_bits()).collect();
+            bits.sort_unstable();
+            bits.dedup();
+            Err(Error::ManyScales { format, distinct: bits.len(), first, other })
         })
         .collect()
 }

@@ -1,0 +1,208 @@
+//! Products of 2-bit codes and int8 activations in 256-bit registers.
+//!
+//! A block of 32 bytes gives four registers of codes by shifts and masks: `vpsrlw` and `vpand`, seven operations for 128
+//! weights, amortised over the activation rows of the tile. What meets them is
+//!
+//! * AVX2: `vpmaddubsw` (codes unsigned, activations signed, pairs to i16: magnitude at most 2 * 2 * 128 = 512) and
+//!   `vpaddw`, two operations for 32 products. 64 such sums reach -32,768, the end of i16; a lane takes four a block, so
+//!   it is widened to i32 (`vpmaddwd` with ones) every 16 blocks = 64 sums = 2,048 weights: at most 64 * 512 = 32,768 in
+//!   magnitude, reached only with activations of -128, on the negative side, where i16 holds it.
+//! * AVX-VNNI: `vpdpbusd`, one operation for 32 products straight into i32.
+//!
+//! The tile is rows of weights x rows of activations held in accumulators: 4 x 1 for one row of activations (each
+//! activation load serves four weight rows), 2 x 4 otherwise (8 accumulators, 2 code registers, 4 activations).
+
+use std::arch::x86_64::*;
+
+use crate::backend::Tile;
+use crate::isa::{Avx2, AvxVnni};
+use crate::pack::{BLOCK, BLOCK_BYTES};
+
+/// Weight x activation rows of the one-row tile, for kernel names.
+pub const GEMV_TILE: &str = "4x1";
+/// The same for more rows.
+pub const GEMM_TILE: &str = "2x4";
+
+/// Blocks after which i16 sums are widened.
+const WIDEN_EVERY: usize = 16;
+
+/// One way to add 32 products to an accumulator.
+trait Dot {
+    /// Adds code x activation.
+    ///
+    /// # Safety
+    /// The caller runs where the implementation's ISA is enabled.
+    unsafe fn add(acc: __m256i, codes: __m256i, x: __m256i) -> __m256i;
+
+    /// Widens an accumulator to eight i32.
+    ///
+    /// # Safety
+    /// As for `add`.
+    unsafe fn widen(acc: __m256i) -> __m256i;
+}
+
+struct Madd;
+
+impl Dot for Madd {
+    #[inline(always)]
+    unsafe fn add(acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: AVX2 is enabled by the caller's contract.
+        unsafe { _mm256_add_epi16(acc, _mm256_maddubs_epi16(codes, x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(acc: __m256i) -> __m256i {
+        // SAFETY: AVX2 is enabled by the caller's contract.
+        unsafe { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) }
+    }
+}
+
+struct Vnni;
+
+impl Dot for Vnni {
+    #[inline(always)]
+    unsafe fn add(acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: AVX-VNNI is enabled by the caller's contract.
+        unsafe { _mm256_dpbusd_avx_epi32(acc, codes, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(acc: __m256i) -> __m256i {
+        acc
+    }
+}
+
+/// The tile of R weight rows and C activation rows, over whole rows of blocks.
+///
+/// # Safety
+/// AVX2 and the ISA of `D` must be enabled in the caller; `w` must have R rows of `row_bytes` bytes and `x` C rows of
+/// `4 * row_bytes` elements.
+#[inline(always)]
+unsafe fn block_rows<D: Dot, const R: usize, const C: usize>(
+    w: *const u8,
+    row_bytes: usize,
+    x: *const i8,
+) -> [[i32; C]; R] {
+    let stride = 4 * row_bytes;
+    let blocks = row_bytes / BLOCK_BYTES;
+    let mut result = [[0; C]; R];
+    // SAFETY: all loads stay within the rows that the contract gives, block by block.
+    unsafe {
+        let mask = _mm256_set1_epi8(3);
+        let mut total = [[_mm256_setzero_si256(); C]; R];
+        let mut first = 0;
+        while first < blocks {
+            let end = blocks.min(first + WIDEN_EVERY);
+            let mut acc = [[_mm256_setzero_si256(); C]; R];
+            for b in first..end {
+                let mut packed = [_mm256_setzero_si256(); R];
+                for r in 0..R {
+                    packed[r] = _mm256_loadu_si256(w.add(r * row_bytes + b * BLOCK_BYTES).cast());
+                }
+                // The quarters of a block, from the high bits down; shifts are of 16-bit lanes, the mask cuts what a
+                // neighbouring byte shifted in.
+                macro_rules! quarter {
+                    ($q:literal, $shift:literal) => {
+                        let mut codes = [_mm256_setzero_si256(); R];
+                        for r in 0..R {
+                            codes[r] = _mm256_and_si256(_mm256_srli_epi16::<$shift>(packed[r]), mask);
+                        }
+                        for c in 0..C {
+                            let x = _mm256_loadu_si256(x.add(c * stride + b * BLOCK + 32 * $q).cast());
+                            for r in 0..R {
+                                acc[r][c] = D::add(acc[r][c], codes[r], x);
+                            }
+                        }
+                    };
+                }
+                quarter!(0, 6);
+                quarter!(1, 4);
+                quarter!(2, 2);
+                quarter!(3, 0);
+            }
+            for r in 0..R {
+                for c in 0..C {
+                    total[r][c] = _mm256_add_epi32(total[r][c], D::widen(acc[r][c]));
+                }
+            }
+            first = end;
+        }
+        for r in 0..R {
+            for c in 0..C {
+                let sum =
+                    _mm_add_epi32(_mm256_castsi256_si128(total[r][c]), _mm256_extracti128_si256::<1>(total[r][c]));
+                let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
+                let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
+                result[r][c] = _mm_cvtsi128_si32(sum);
+            }
+        }
+    }
+    result
+}
+
+/// Covers a tile with register tiles.
+///
+/// # Safety
+/// AVX2 and the ISA of `D` must be enabled in the caller.
+#[inline(always)]
+unsafe fn cover<D: Dot>(tile: Tile<'_>, out: &mut [i32]) {
+    let Tile { w, row_bytes, rows, x, stride, m } = tile;
+    assert!(w.len() >= rows * row_bytes && x.len() >= m * stride && stride == 4 * row_bytes && out.len() >= rows * m);
+    let mut r = 0;
+    macro_rules! steps {
+        ($r:literal, $c:literal, $c0:ident) => {
+            while $c0 + $c <= m {
+                // SAFETY: the assertion above covers rows `r..r + R` and columns `c..c + C`; the ISA is the caller's.
+                let sums: [[i32; $c]; $r] = unsafe {
+                    block_rows::<D, $r, $c>(w.as_ptr().add(r * row_bytes), row_bytes, x.as_ptr().add($c0 * stride))
+                };
+                for (i, row) in sums.iter().enumerate() {
+                    out[(r + i) * m + $c0..][..$c].copy_from_slice(row);
+                }
+                $c0 += $c;
+            }
+        };
+    }
+    if m == 1 {
+        while r + 4 <= rows {
+            let mut c = 0;
+            steps!(4, 1, c);
+            r += 4;
+        }
+    } else {
+        while r + 2 <= rows {
+            let mut c = 0;
+            steps!(2, 4, c);
+            steps!(2, 1, c);
+            r += 2;
+        }
+    }
+    while r < rows {
+        let mut c = 0;
+        steps!(1, 4, c);
+        steps!(1, 1, c);
+        r += 1;
+    }
+}
+
+macro_rules! entry {
+    ($(#[$doc:meta])* $name:ident, $token:ty, $dot:ty, $features:literal) => {
+        $(#[$doc])*
+        pub fn $name(_token: $token, tile: Tile<'_>, out: &mut [i32]) {
+            #[target_feature(enable = $features)]
+            unsafe fn inner(tile: Tile<'_>, out: &mut [i32]) {
+                // SAFETY: the features are enabled here.
+                unsafe { cover::<$dot>(tile, out) }
+            }
+            // SAFETY: the token is proof of the features.
+            unsafe { inner(tile, out) }
+        }
+    };
+}
+
+entry!(
+    /// [`crate::Kernels::dots`] with AVX2.
+    avx2, Avx2, Madd, "avx2");
+entry!(
+    /// [`crate::Kernels::dots`] with AVX-VNNI.
+    avx_vnni, AvxVnni, Vnni, "avx2,avxvnni");

@@ -1,0 +1,269 @@
+//! A [`QuantBackend`] from a set of kernels.
+
+use std::sync::Arc;
+
+use tersor_core::{
+    BackendInfo, Checked, DType, DeviceInfo, DeviceKind, Error, Format, HostContext, OpKind, OpSpec, PackedWeight,
+    QuantBackend, Ran, RawBuffer, Result, Shape, Stream, Support, Weight, intern,
+};
+
+use crate::isa::Simd;
+use crate::ops::{self, Scratch};
+use crate::pack;
+
+/// A block of weight rows and of activation rows whose products a kernel computes.
+#[derive(Debug, Clone, Copy)]
+pub struct Tile<'a> {
+    /// 2-bit codes of `rows` rows in blocks, see [`crate::pack`].
+    pub w: &'a [u8],
+    /// Bytes from one weight row to the next: 32 for each block of 128 weights.
+    pub row_bytes: usize,
+    /// Weight rows; at most [`Tile::MAX_ROWS`].
+    pub rows: usize,
+    /// `m` rows of int8 activations.
+    pub x: &'a [i8],
+    /// Elements from one activation row to the next, which is also their length: `4 * row_bytes`.
+    pub stride: usize,
+    /// Activation rows; at most [`Tile::MAX_M`].
+    pub m: usize,
+}
+
+impl Tile<'_> {
+    /// The most weight rows of a tile.
+    pub const MAX_ROWS: usize = 16;
+    /// The most activation rows of a tile.
+    pub const MAX_M: usize = 64;
+}
+
+/// What a CPU backend brings.
+pub trait Kernels: Copy + Send + Sync + std::fmt::Debug + 'static {
+    /// Its token.
+    type Isa: Simd;
+    /// Its backend's id.
+    const BACKEND: &'static str;
+    /// Weight rows x activation rows that the one-row product keeps in registers, for its name.
+    const GEMV_TILE: &'static str = "1x1";
+    /// The same for more rows.
+    const GEMM_TILE: &'static str = "1x1";
+    /// Multiply-adds that one task should have at least, so that handing it out pays.
+    const TASK_MACS: usize = 1 << 18;
+
+    /// The token.
+    fn isa(self) -> Self::Isa;
+
+    /// Writes `sum(code * x)` over each pair of rows to `out[row * m + column]`, with codes 0, 1, 2 as stored, exactly.
+    fn dots(self, tile: Tile<'_>, out: &mut [i32]) {
+        self.isa().run(ops::matmul::Dots { tile, out });
+    }
+}
+
+/// A CPU backend.
+#[derive(Debug)]
+pub struct CpuBackend<K: Kernels> {
+    kernels: K,
+    host: HostContext,
+    info: BackendInfo,
+    names: Arc<Names>,
+}
+
+impl<K: Kernels> CpuBackend<K> {
+    /// A backend ready to work. `version` and `kernel_revision` are the entry's.
+    pub fn new(
+        kernels: K,
+        host: &HostContext,
+        version: &'static str,
+        kernel_revision: u32,
+        device: DeviceInfo,
+    ) -> Self {
+        let info =
+            BackendInfo { id: K::BACKEND.into(), version: version.into(), kernel_revision, device, isa: K::Isa::ISA };
+        CpuBackend { kernels, host: host.clone(), info, names: Arc::new(Names::new(&kernels)) }
+    }
+}
+
+/// The host's processor as a device.
+pub fn cpu_device(isas: Vec<tersor_core::Isa>) -> DeviceInfo {
+    DeviceInfo { index: 0, kind: DeviceKind::Cpu, name: cpu_name(), isas, memory: None }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu_name() -> String {
+    let mut bytes = Vec::new();
+    if std::arch::x86_64::__cpuid(0x8000_0000).eax >= 0x8000_0004 {
+        for leaf in 0x8000_0002u32..=0x8000_0004 {
+            let r = std::arch::x86_64::__cpuid(leaf);
+            bytes.extend([r.eax, r.ebx, r.ecx, r.edx].iter().flat_map(|w| w.to_le_bytes()));
+        }
+    }
+    let name = String::from_utf8_lossy(&bytes);
+    let name = name.trim_end_matches('\0').split_whitespace().collect::<Vec<_>>().join(" ");
+    if name.is_empty() { "x86-64 processor".into() } else { name }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_name() -> String {
+    format!("{} processor", std::env::consts::ARCH)
+}
+
+impl<K: Kernels> QuantBackend for CpuBackend<K> {
+    fn info(&self) -> &BackendInfo {
+        &self.info
+    }
+
+    fn supports(&self, spec: &OpSpec) -> Support {
+        match spec {
+            OpSpec::Quantize { format, shape, .. } | OpSpec::Dequantize { format, shape, .. } => {
+                if !format.is_ternary() && spec.kind() == OpKind::Quantize {
+                    return Support::no(format!("{format} is not a ternary format"));
+                }
+                if let Err(e) = format.encoded_len(*shape) {
+                    return Support::no(e.to_string());
+                }
+            }
+            OpSpec::MatMul { format, activations, output, scale_block, k, .. } => {
+                let expected = if format.is_ternary() { DType::I8 } else { DType::F32 };
+                if *activations != expected {
+                    return Support::no(format!("{format} weights take {expected:?} activations, not {activations:?}"));
+                }
+                if *output != DType::F32 && !(format.is_ternary() && *output == DType::I32) {
+                    return Support::no(format!("{format} products are not stored as {output:?}"));
+                }
+                if let Some(block) = scale_block.filter(|b| !k.is_multiple_of(*b)) {
+                    return Support::no(format!("a group of {block} weights straddles rows of {k}"));
+                }
+            }
+            OpSpec::GatherRows { format, .. } if format.is_ternary() => {
+                return Support::no("rows are gathered from dense tables");
+            }
+            _ => {}
+        }
+        match self.names.of(spec) {
+            Some(kernel) => Support::Yes { kernel },
+            None => Support::no(format!("{} does not know {}", K::BACKEND, spec.kind())),
+        }
+    }
+
+    fn packed_size(&self, format: Format, shape: Shape) -> Result<usize> {
+        pack::packed_size(format, shape)
+    }
+
+    fn pack(&self, weight: &Weight) -> Result<PackedWeight> {
+        let _span = tracing::debug_span!("pack", format = %weight.format(), shape = %weight.shape()).entered();
+        if let Some(budget) = self.host.memory_budget.filter(|b| *b < weight.bytes()) {
+            return Err(Error::OutOfMemory {
+                backend: K::BACKEND.into(),
+                need: weight.bytes(),
+                available: budget,
+                budget: "the memory budget of the configuration",
+            });
+        }
+        pack::pack(K::BACKEND, self.kernels.isa(), self.host.executor(), weight)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<RawBuffer> {
+        match self.host.memory_budget.filter(|b| *b < bytes) {
+            None => Ok(RawBuffer::host(bytes)),
+            Some(available) => Err(Error::OutOfMemory {
+                backend: K::BACKEND.into(),
+                need: bytes,
+                available,
+                budget: "the memory budget of the configuration",
+            }),
+        }
+    }
+
+    fn open_stream(&self) -> Result<Box<dyn Stream>> {
+        Ok(Box::new(CpuStream {
+            kernels: self.kernels,
+            host: self.host.clone(),
+            names: self.names.clone(),
+            scratch: Scratch::default(),
+        }))
+    }
+}
+
+/// Runs each op when it is submitted.
+#[derive(Debug)]
+struct CpuStream<K: Kernels> {
+    kernels: K,
+    host: HostContext,
+    names: Arc<Names>,
+    scratch: Scratch,
+}
+
+impl<K: Kernels> Stream for CpuStream<K> {
+    fn submit(&mut self, op: Checked<'_>) -> Result<Ran> {
+        if self.host.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let spec = op.spec();
+        let Some(kernel) = self.names.of(&spec) else {
+            let reason = "no such kernel".to_owned();
+            return Err(Error::Unsupported { backend: K::BACKEND.into(), op: spec.to_string(), reason });
+        };
+        let _span = tracing::trace_span!("op", kernel).entered();
+        let ctx = ops::Context { kernels: self.kernels, executor: self.host.executor(), scratch: &mut self.scratch };
+        ctx.run(op.op())?;
+        Ok(Ran { kernel })
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Kernel names, made once.
+#[derive(Debug)]
+struct Names {
+    simple: [&'static str; OpKind::ALL.len()],
+    quantize: [[&'static str; 3]; Format::COUNT],
+    dequantize: [[&'static str; 3]; Format::COUNT],
+    gather: [&'static str; Format::COUNT],
+    /// One row, more rows, and the same with several scales a row.
+    matmul: [[&'static str; 4]; Format::COUNT],
+}
+
+const FLOATS: [&str; 3] = ["f32", "f16", "bf16"];
+
+impl Names {
+    fn new<K: Kernels>(kernels: &K) -> Self {
+        let isa = kernels.isa().name();
+        let mut names = Names {
+            simple: OpKind::ALL.map(|kind| intern(format!("{kind}.f32.{isa}"))),
+            quantize: [[""; 3]; Format::COUNT],
+            dequantize: [[""; 3]; Format::COUNT],
+            gather: [""; Format::COUNT],
+            matmul: [[""; 4]; Format::COUNT],
+        };
+        for f in Format::all() {
+            let i = f.index();
+            names.quantize[i] = FLOATS.map(|t| intern(format!("quantize.{f}-{t}.{isa}")));
+            names.dequantize[i] = FLOATS.map(|t| intern(format!("dequantize.{f}-{t}.{isa}")));
+            names.gather[i] = intern(format!("gather_rows.{f}.{isa}"));
+            let (act, gemv, gemm) =
+                if f.is_ternary() { ("i8", K::GEMV_TILE, K::GEMM_TILE) } else { ("f32", "1x1", "1x1") };
+            names.matmul[i] = [("gemv", gemv), ("gemm", gemm), ("gemv", "blocks"), ("gemm", "blocks")]
+                .map(|(op, tile)| intern(format!("{op}.{f}-{act}.{isa}.{tile}")));
+        }
+        names
+    }
+
+    fn of(&self, spec: &OpSpec) -> Option<&'static str> {
+        let float = |t: &DType| match t {
+            DType::F32 => Some(0),
+            DType::F16 => Some(1),
+            DType::BF16 => Some(2),
+            _ => None,
+        };
+        Some(match spec {
+            OpSpec::Quantize { from, format, .. } => self.quantize[format.index()][float(from)?],
+            OpSpec::Dequantize { to, format, .. } => self.dequantize[format.index()][float(to)?],
+            OpSpec::GatherRows { format, .. } => self.gather[format.index()],
+            OpSpec::MatMul { format, scale_block, output, m, .. } => {
+                let blocks = scale_block.is_some() && *output == DType::F32;
+                self.matmul[format.index()][usize::from(*m > 1) + 2 * usize::from(blocks)]
+            }
+            other => self.simple[OpKind::ALL.iter().position(|k| *k == other.kind())?],
+        })
+    }
+}

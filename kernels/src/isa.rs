@@ -1,0 +1,88 @@
+//! ISA tokens: values that exist only where the CPU and the OS support what they stand for.
+
+use tersor_core::Isa;
+
+/// A piece of work that can be instantiated for an ISA. Mark `run` and what it calls `#[inline(always)]`: only code that
+/// ends up inside the token's `#[target_feature]` function is compiled for the ISA.
+pub trait Body {
+    /// What it returns.
+    type Out;
+    /// Does the work.
+    fn run(self) -> Self::Out;
+}
+
+/// A token of an ISA.
+pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
+    /// The tier; `None` for portable code.
+    const ISA: Option<Isa>;
+
+    /// Runs a body, compiled for this ISA.
+    fn run<B: Body>(self, body: B) -> B::Out;
+
+    /// The name in kernel names.
+    fn name(self) -> &'static str {
+        Self::ISA.map_or("scalar", Isa::id)
+    }
+}
+
+/// What the compilation target guarantees, and nothing more. Always there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Portable;
+
+impl Simd for Portable {
+    const ISA: Option<Isa> = None;
+
+    #[inline(always)]
+    fn run<B: Body>(self, body: B) -> B::Out {
+        body.run()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! x86_token {
+    ($(#[$doc:meta])* $name:ident, $isa:expr, $features:literal, [$($detect:tt),*]) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub struct $name(());
+
+        impl $name {
+            /// The token, if CPU and OS support the ISA.
+            pub fn detect() -> Option<Self> {
+                // The macro asks CPUID and, for register state, XGETBV: an OS that does not save the registers says no.
+                ($(std::arch::is_x86_feature_detected!($detect))&&*).then_some($name(()))
+            }
+        }
+
+        impl Simd for $name {
+            const ISA: Option<Isa> = Some($isa);
+
+            #[inline]
+            fn run<B: Body>(self, body: B) -> B::Out {
+                #[target_feature(enable = $features)]
+                fn inner<B: Body>(body: B) -> B::Out {
+                    body.run()
+                }
+                // SAFETY: a token exists only where `detect` found every feature that `inner` enables.
+                unsafe { inner(body) }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+x86_token!(
+    /// x86-64 with AVX2. F16C is part of every CPU that has it. FMA is left out: no defined float operation contracts.
+    Avx2,
+    Isa::Avx2,
+    "avx2,f16c,bmi1,bmi2,lzcnt,popcnt",
+    ["avx2", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt"]
+);
+
+#[cfg(target_arch = "x86_64")]
+x86_token!(
+    /// AVX2 with the 256-bit dot product `vpdpbusd` (Alder Lake, Sapphire Rapids, Zen 5 and later).
+    AvxVnni,
+    Isa::AvxVnni,
+    "avx2,f16c,bmi1,bmi2,lzcnt,popcnt,avxvnni",
+    ["avx2", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avxvnni"]
+);

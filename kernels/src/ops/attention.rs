@@ -1,0 +1,73 @@
+//! Attention: one task has a range of (row, head) pairs and scratch for one row of scores.
+
+use tersor_core::reference::attention::{HeadRows, attend};
+
+use super::Context;
+use crate::backend::Kernels;
+use crate::isa::{Body, Simd};
+use crate::split::{self, Parts};
+
+/// Multiply-adds that one task should have at least.
+const TASK_MACS: usize = 1 << 16;
+
+/// Heads of a layer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Geometry {
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+}
+
+struct Head<'a> {
+    q: &'a [f32],
+    k: HeadRows<'a>,
+    v: HeadRows<'a>,
+    scores: &'a mut [f32],
+    y: &'a mut [f32],
+}
+
+impl Body for Head<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run(self) {
+        attend(self.q, self.k, self.v, self.scores, self.y);
+    }
+}
+
+impl<K: Kernels> Context<'_, K> {
+    pub(super) fn attention(self, g: Geometry, q: &[f32], positions: &[u32], cache: (&[f32], &[f32]), y: &mut [f32]) {
+        let Geometry { heads, kv_heads, head_dim } = g;
+        let isa = self.kernels.isa();
+        let longest = positions.iter().max().map_or(0, |p| *p as usize + 1);
+        let macs = positions.iter().map(|p| (*p as usize + 1) * heads * head_dim * 2).sum();
+        let pairs = positions.len() * heads;
+        // Rows late in a prompt attend to more positions: twice as many tasks as threads evens that out.
+        let tasks = match split::task_count(self.executor, macs, TASK_MACS) {
+            1 => 1,
+            many => (4 * many).min(pairs),
+        };
+        self.scratch.scores.resize(self.scratch.scores.len().max(tasks * longest), 0.0);
+        let (scores, y) = (Parts::new(&mut self.scratch.scores), Parts::new(y));
+        split::run(self.executor, tasks, |task| {
+            // SAFETY: each task has its own row of scores.
+            let scores = unsafe { scores.part(task * longest..(task + 1) * longest) };
+            for pair in split::part_of(pairs, 1, tasks, task) {
+                let (row, head) = (pair / heads, pair % heads);
+                let kv = HeadRows {
+                    data: cache.0,
+                    stride: kv_heads * head_dim,
+                    offset: head / (heads / kv_heads) * head_dim,
+                };
+                let at = pair * head_dim..(pair + 1) * head_dim;
+                isa.run(Head {
+                    q: &q[at.clone()],
+                    k: kv,
+                    v: HeadRows { data: cache.1, ..kv },
+                    scores: &mut scores[..positions[row] as usize + 1],
+                    // SAFETY: tasks have disjoint ranges of pairs.
+                    y: unsafe { y.part(at) },
+                });
+            }
+        });
+    }
+}

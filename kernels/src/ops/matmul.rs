@@ -1,0 +1,308 @@
+//! Matrix products: ternary codes x int8 in i32, dense weights x f32 in lanes.
+//!
+//! A product is cut into ranges of weight rows, one for each task; a task works through tiles of
+//! [`Tile::MAX_ROWS`] weight rows x [`Tile::MAX_M`] activation rows, whose sums fit on the stack. Codes are 0, 1, 2 for
+//! -1, 0, +1, so `sum(t * x) = sum(code * x) - sum(x)`, and the sums of the activation rows are made once.
+
+use tersor_core::codec::dense_row;
+use tersor_core::reference::lanes::{LANES, fold};
+use tersor_core::reference::matmul::{dense, scaled, scaled_blocks};
+use tersor_core::{Activations, Epilogue, Format, Output, PackedWeight, Result};
+
+use super::Context;
+use crate::backend::{Kernels, Tile};
+use crate::isa::{Body, Simd};
+use crate::pack::{BLOCK, BLOCK_BYTES, Packed, Scales, Ternary};
+use crate::split::{self, Parts};
+
+const ROWS: usize = Tile::MAX_ROWS;
+const COLS: usize = Tile::MAX_M;
+
+/// The raw sums of a tile, in code that any compiler can vectorise.
+pub(crate) struct Dots<'a> {
+    pub(crate) tile: Tile<'a>,
+    pub(crate) out: &'a mut [i32],
+}
+
+impl Body for Dots<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run(self) {
+        let Tile { w, row_bytes, rows, x, stride, m } = self.tile;
+        for r in 0..rows {
+            for c in 0..m {
+                let (w, x) = (&w[r * row_bytes..][..row_bytes], &x[c * stride..][..stride]);
+                self.out[r * m + c] = dot_codes(w, x);
+            }
+        }
+    }
+}
+
+/// Sum of code x activation over a row of blocks.
+///
+/// Bound: a lane adds four products of magnitude at most 2 * 128 a block, 1,024 in all; 16 blocks stay below 2^15.
+#[inline(always)]
+fn dot_codes(w: &[u8], x: &[i8]) -> i32 {
+    let mut total = 0i32;
+    for (w, x) in w.chunks(16 * BLOCK_BYTES).zip(x.chunks(16 * BLOCK)) {
+        let mut lanes = [0i16; BLOCK_BYTES];
+        for (w, x) in w.chunks_exact(BLOCK_BYTES).zip(x.chunks_exact(BLOCK)) {
+            for p in 0..BLOCK_BYTES {
+                let b = w[p];
+                let product = |code: u8, at: usize| i16::from(code & 3).wrapping_mul(i16::from(x[at]));
+                let sum = product(b >> 6, p)
+                    .wrapping_add(product(b >> 4, p + 32))
+                    .wrapping_add(product(b >> 2, p + 64))
+                    .wrapping_add(product(b, p + 96));
+                lanes[p] = lanes[p].wrapping_add(sum);
+            }
+        }
+        total += lanes.iter().map(|&l| i32::from(l)).sum::<i32>();
+    }
+    total
+}
+
+/// One result of a row whose scales differ from block to block.
+struct Blocks<'a> {
+    w: &'a [u8],
+    x: &'a [i8],
+    /// Weights that share a scale: 64, 128 or 256.
+    block: usize,
+    scales: &'a [f32],
+    x_scale: f32,
+}
+
+impl Body for Blocks<'_> {
+    type Out = f32;
+    #[inline(always)]
+    fn run(self) -> f32 {
+        // The block layout keeps values 0..64 of a block in the upper four bits of its bytes and the rest in the lower.
+        let halves = self.w.chunks_exact(BLOCK_BYTES).zip(self.x.chunks_exact(BLOCK)).flat_map(|(w, x)| {
+            let half = |high: u32, x: &[i8]| {
+                let mut sum = 0i32;
+                for p in 0..BLOCK_BYTES {
+                    let t = |shift: u32| i16::from(w[p] >> shift & 3) - 1;
+                    let pair = t(high) * i16::from(x[p]) + t(high - 2) * i16::from(x[p + 32]);
+                    sum += i32::from(pair);
+                }
+                sum
+            };
+            [half(6, &x[..64]), half(2, &x[64..])]
+        });
+        let per_scale = self.block / 64;
+        let mut halves = halves;
+        let sums = self.scales.iter().map(|&scale| ((0..per_scale).map(|_| halves.next().unwrap_or(0)).sum(), scale));
+        scaled_blocks(sums, self.x_scale)
+    }
+}
+
+/// Dense rows of `w` times `m` rows of `x`; results to `out[row * m + column]`.
+struct DenseRows<'a> {
+    format: Format,
+    w: &'a [u8],
+    row_bytes: usize,
+    x: &'a [f32],
+    k: usize,
+    out: &'a mut [f32],
+}
+
+impl Body for DenseRows<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run(self) {
+        let m = self.x.len() / self.k;
+        let size = self.row_bytes / self.k;
+        // Widening a row pays when it meets more than one row of activations.
+        let mut wide = if m > 1 { vec![0.0; self.k] } else { Vec::new() };
+        for (w, out) in self.w.chunks_exact(self.row_bytes).zip(self.out.chunks_exact_mut(m)) {
+            if m > 1 {
+                dense_row(self.format, w, &mut wide);
+                self.x.chunks_exact(self.k).zip(out).for_each(|(x, y)| *y = dense(&wide, x));
+                continue;
+            }
+            let mut lanes = [0.0; LANES];
+            for (w, x) in w.chunks(LANES * size).zip(self.x.chunks(LANES)) {
+                let mut wide = [0.0; LANES];
+                if x.len() == LANES {
+                    dense_row(self.format, w, &mut wide);
+                    for j in 0..LANES {
+                        lanes[j] += wide[j] * x[j];
+                    }
+                } else {
+                    dense_row(self.format, w, &mut wide[..x.len()]);
+                    lanes.iter_mut().zip(&wide).zip(x).for_each(|((l, w), x)| *l += w * x);
+                }
+            }
+            out[0] = fold(&mut lanes);
+        }
+    }
+}
+
+/// Where results go.
+enum Sink<'a> {
+    F32(Parts<'a, f32>, Epilogue),
+    I32(Parts<'a, i32>, Epilogue),
+}
+
+impl Sink<'_> {
+    /// Stores what `value(row)` gives for each of `rows` weight rows from `at` on.
+    ///
+    /// # Safety
+    /// No other task may have elements `at..at + rows` at the same time.
+    #[inline(always)]
+    unsafe fn store_f32(&self, at: usize, rows: usize, value: impl Fn(usize) -> f32) {
+        let Sink::F32(y, epilogue) = self else { return };
+        // SAFETY: the caller's contract.
+        let y = unsafe { y.part(at..at + rows) };
+        match epilogue {
+            Epilogue::Add => y.iter_mut().enumerate().for_each(|(r, y)| *y += value(r)),
+            _ => y.iter_mut().enumerate().for_each(|(r, y)| *y = value(r)),
+        }
+    }
+
+    /// The same for exact sums.
+    ///
+    /// # Safety
+    /// As for [`Sink::store_f32`].
+    #[inline(always)]
+    unsafe fn store_i32(&self, at: usize, rows: usize, value: impl Fn(usize) -> i32) {
+        let Sink::I32(y, epilogue) = self else { return };
+        // SAFETY: the caller's contract.
+        let y = unsafe { y.part(at..at + rows) };
+        match epilogue {
+            Epilogue::Add => y.iter_mut().enumerate().for_each(|(r, y)| *y = y.wrapping_add(value(r))),
+            _ => y.iter_mut().enumerate().for_each(|(r, y)| *y = value(r)),
+        }
+    }
+}
+
+impl<K: Kernels> Context<'_, K> {
+    pub(super) fn matmul(self, w: &PackedWeight, x: Activations<'_>, y: Output<'_>, epilogue: Epilogue) -> Result<()> {
+        let (n, k) = (w.shape().rows(), w.shape().cols());
+        let sink = match y {
+            Output::F32(y) => Sink::F32(Parts::new(y.host("y", K::BACKEND)?), epilogue),
+            Output::I32(y) => Sink::I32(Parts::new(y.host("y", K::BACKEND)?), epilogue),
+        };
+        match (w.data::<Packed>(K::BACKEND)?, x) {
+            (Packed::Ternary(w), Activations::Int8 { q, scales }) => {
+                let (q, scales) = (q.host("activations", K::BACKEND)?, scales.host("activation scales", K::BACKEND)?);
+                self.ternary(w, n, k, q, scales, &sink);
+            }
+            (Packed::Dense(bytes), Activations::F32(x)) => {
+                self.dense(w.format(), bytes, n, k, x.host("activations", K::BACKEND)?, &sink);
+            }
+            // `check` lets no other combination through.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn ternary(self, w: &Ternary, n: usize, k: usize, q: &[i8], x_scales: &[f32], sink: &Sink<'_>) {
+        let m = x_scales.len();
+        let stride = w.row_bytes * 4;
+        let (q, sums) = self.scratch.activations(self.kernels, q, k, stride);
+        let kernels = self.kernels;
+        let tasks = split::task_count(self.executor, m * n * k, K::TASK_MACS);
+        split::run(self.executor, tasks, |task| {
+            let rows = split::part_of(n, ROWS, tasks, task);
+            let mut out = [0i32; ROWS * COLS];
+            for first in rows.clone().step_by(ROWS) {
+                let count = ROWS.min(rows.end - first);
+                let codes = &w.codes()[first * w.row_bytes..][..count * w.row_bytes];
+                for c0 in (0..m).step_by(COLS) {
+                    let cols = COLS.min(m - c0);
+                    if let (Scales::Blocks { block, per_row, values }, Sink::F32(..)) = (&w.scales, sink) {
+                        for c in c0..c0 + cols {
+                            // SAFETY: this task alone has these rows.
+                            unsafe {
+                                sink.store_f32(c * n + first, count, |r| {
+                                    kernels.isa().run(Blocks {
+                                        w: &codes[r * w.row_bytes..][..w.row_bytes],
+                                        x: &q[c * stride..][..stride],
+                                        block: *block,
+                                        scales: &values[(first + r) * per_row..][..*per_row],
+                                        x_scale: x_scales[c],
+                                    })
+                                });
+                            }
+                        }
+                        continue;
+                    }
+                    let x = &q[c0 * stride..][..cols * stride];
+                    let tile = Tile { w: codes, row_bytes: w.row_bytes, rows: count, x, stride, m: cols };
+                    kernels.dots(tile, &mut out[..count * cols]);
+                    for c in 0..cols {
+                        let sum = |r: usize| out[r * cols + c] - sums[c0 + c];
+                        let at = (c0 + c) * n + first;
+                        // SAFETY: this task alone has these rows.
+                        unsafe {
+                            match w.scales {
+                                Scales::Uniform(s) => {
+                                    sink.store_f32(at, count, |r| scaled(sum(r), s, x_scales[c0 + c]));
+                                    sink.store_i32(at, count, sum);
+                                }
+                                Scales::Blocks { .. } => sink.store_i32(at, count, sum),
+                            }
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    fn dense(self, format: Format, bytes: &[u8], n: usize, k: usize, x: &[f32], sink: &Sink<'_>) {
+        let m = x.len() / k;
+        let row_bytes = bytes.len() / n;
+        let kernels = self.kernels;
+        let tasks = split::task_count(self.executor, m * n * k, K::TASK_MACS / 4);
+        split::run(self.executor, tasks, |task| {
+            let rows = split::part_of(n, ROWS, tasks, task);
+            let mut out = [0.0; ROWS * COLS];
+            for first in rows.clone().step_by(ROWS) {
+                let count = ROWS.min(rows.end - first);
+                let w = &bytes[first * row_bytes..][..count * row_bytes];
+                for c0 in (0..m).step_by(COLS) {
+                    let cols = COLS.min(m - c0);
+                    let out = &mut out[..count * cols];
+                    kernels.isa().run(DenseRows { format, w, row_bytes, x: &x[c0 * k..][..cols * k], k, out });
+                    for c in 0..cols {
+                        // SAFETY: this task alone has these rows.
+                        unsafe { sink.store_f32((c0 + c) * n + first, count, |r| out[r * cols + c]) };
+                    }
+                }
+            }
+        });
+    }
+}
+
+impl super::Scratch {
+    /// The activations padded to whole blocks (in place if they are), and the sum of each row.
+    fn activations<'a, K: Kernels>(
+        &'a mut self,
+        kernels: K,
+        q: &'a [i8],
+        k: usize,
+        stride: usize,
+    ) -> (&'a [i8], &'a [i32]) {
+        struct RowSum<'a>(&'a [i8]);
+        impl Body for RowSum<'_> {
+            type Out = i32;
+            #[inline(always)]
+            fn run(self) -> i32 {
+                // 128 values of magnitude at most 128 fit in i16.
+                self.0.chunks(BLOCK).map(|b| i32::from(b.iter().fold(0i16, |s, &v| s.wrapping_add(i16::from(v))))).sum()
+            }
+        }
+        self.sums.clear();
+        self.sums.extend(q.chunks_exact(k).map(|row| kernels.isa().run(RowSum(row))));
+        if k == stride {
+            return (q, &self.sums);
+        }
+        self.padded.clear();
+        self.padded.resize(q.len() / k * stride, 0);
+        for (row, out) in q.chunks_exact(k).zip(self.padded.chunks_exact_mut(stride)) {
+            out[..k].copy_from_slice(row);
+        }
+        (&self.padded, &self.sums)
+    }
+}
