@@ -36,6 +36,14 @@ pub enum Error {
         /// What is wrong in it.
         source: Box<Error>,
     },
+    /// An error inside one particular tensor.
+    #[error("tensor {name}: {source}")]
+    InTensor {
+        /// The tensor.
+        name: String,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
     /// The path is neither a GGUF file nor a safetensors checkpoint.
     #[error("{}: not a model this program knows ({problem}); expected a GGUF file, a .safetensors file, a model.safetensors.index.json or a directory with one of these", path.display())]
     UnknownKind {
@@ -144,17 +152,6 @@ pub enum Error {
         /// What is wrong and what would be right.
         problem: String,
     },
-    /// A format, an operation or a backend said no.
-    #[error(transparent)]
-    Core(#[from] tersor_core::Error),
-    /// A backend refused or failed to take one tensor of the model.
-    #[error("tensor {name}: {source}")]
-    Load {
-        /// The tensor.
-        name: String,
-        /// What it said.
-        source: tersor_core::Error,
-    },
     /// A backend lacks operations that the model needs.
     #[error("backend {backend} cannot run this model: {missing}")]
     Backend {
@@ -164,7 +161,9 @@ pub enum Error {
         missing: String,
     },
     /// More tokens than the session has room for.
-    #[error("the context holds {capacity} tokens: {used} are in it and {wanted} more were given; shorten the prompt or open a session with more room{limit}")]
+    #[error(
+        "the context holds {capacity} tokens: {used} are in it and {wanted} more were given; shorten the prompt or open a session with more room{limit}"
+    )]
     ContextFull {
         /// Tokens that fit.
         capacity: usize,
@@ -174,6 +173,14 @@ pub enum Error {
         wanted: usize,
         /// What bounds the capacity, where the model does.
         limit: String,
+    },
+    /// A call that needs the result of another one first.
+    #[error("{call} needs {need}")]
+    Order {
+        /// The call.
+        call: &'static str,
+        /// What has to come before.
+        need: &'static str,
     },
     /// An argument outside its domain.
     #[error("{what} is {value}, but must be {need}")]
@@ -191,6 +198,17 @@ pub enum Error {
         /// What it said.
         problem: String,
     },
+    /// A layout that needs information which the file does not carry, or does not fit what it was given.
+    #[error("{format}: {problem}")]
+    Layout {
+        /// The format.
+        format: tersor_core::Format,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A format, an operation or a backend said no.
+    #[error(transparent)]
+    Core(#[from] tersor_core::Error),
     /// What a writer was given does not match what it announced.
     #[error("writing GGUF: {problem}")]
     Writer {
@@ -206,6 +224,16 @@ impl Error {
 
     pub(crate) fn tensor(name: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Tensor { name: name.into(), problem: problem.into() }
+    }
+
+    /// Says in which tensor the error lies, unless the error says so already.
+    pub(crate) fn in_tensor(self, name: &str) -> Self {
+        match self {
+            inner @ (Self::Core(_) | Self::Layout { .. }) => {
+                Self::InTensor { name: name.to_owned(), source: Box::new(inner) }
+            }
+            already => already,
+        }
     }
 
     /// Says in which file the error lies, unless the error says so already.

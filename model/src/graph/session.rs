@@ -1,0 +1,333 @@
+//! One sequence on a model.
+
+use std::fmt;
+use std::ops::Range;
+
+use tersor_core::SampleParams;
+
+use crate::error::{Error, Result};
+
+use super::buffers::Buffers;
+use super::forward::{Ids, Pass};
+use super::model::Model;
+use super::needs::{require, required_ops};
+use super::profile::Profile;
+use super::run::Runner;
+
+/// What a session has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// Positions of the key/value cache; `None`: the model's context length, which is also the most there can be.
+    pub capacity: Option<usize>,
+    /// Rows of a prompt that go through the model together. More rows read the weights less often and take more memory.
+    pub batch: usize,
+    /// Rows whose logits are computed together, where logits of more than the last are wanted.
+    pub logit_rows: usize,
+    /// Whether to measure each operation.
+    pub profile: bool,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        // 128 rows amortise the decoding of the weights; beyond that the working set leaves the second-level cache.
+        SessionOptions { capacity: None, batch: 128, logit_rows: 1, profile: false }
+    }
+}
+
+/// A sequence: its key/value cache, the buffers of the pass, and the stream that the work goes through.
+///
+/// ```
+/// use tersor_core::SampleParams;
+/// use tersor_model::{Error, Model, Session, SessionOptions};
+///
+/// fn continuation(model: &Model, prompt: &[u32]) -> Result<Vec<u32>, Error> {
+///     let greedy = SampleParams { temperature: 0.0, top_k: None, seed: 0 };
+///     let mut session = Session::new(model, SessionOptions::default())?;
+///     session.prefill(prompt)?;
+///     let mut ids = vec![session.sample(greedy)?];
+///     while session.room() > 0 {
+///         ids.push(session.step(greedy)?); // feeds the token that was sampled last
+///     }
+///     Ok(ids)
+/// }
+/// ```
+pub struct Session {
+    model: Model,
+    options: SessionOptions,
+    capacity: usize,
+    buffers: Buffers,
+    run: Runner,
+    /// Tokens in the cache.
+    position: usize,
+    /// What the first row of logits and the sampled id belong to.
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// There are no logits of the last token.
+    Empty,
+    /// The first row of logits is the last token's.
+    Logits,
+    /// A token was drawn from them.
+    Sampled,
+}
+
+impl Session {
+    /// Allocates everything that the session will use, and asks the backend for every operation of the pass.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for impossible options, [`Error::Backend`] with all operations that the backend lacks,
+    /// [`Error::Core`] where memory does not suffice.
+    pub fn new(model: &Model, options: SessionOptions) -> Result<Self> {
+        let config = model.config();
+        let capacity = options.capacity.unwrap_or(config.context_length);
+        at_least_one("capacity", capacity)?;
+        at_least_one("batch", options.batch)?;
+        at_least_one("logit_rows", options.logit_rows)?;
+        if capacity > config.context_length {
+            return Err(Error::Argument {
+                what: "capacity",
+                value: capacity.to_string(),
+                need: format!("at most the {} positions that the model was trained for", config.context_length),
+            });
+        }
+        let batch = options.batch.min(capacity);
+        let logit_rows = options.logit_rows.min(batch);
+        let options = SessionOptions { batch, logit_rows, ..options };
+        let backend = &**model.backend();
+        let format_of = |role| {
+            let packed = model.weights().matrices().find(|(r, _)| *r == role).map(|(_, w)| w);
+            let packed = packed.unwrap_or(&model.weights().embedding);
+            (packed.format(), packed.scale_block())
+        };
+        for rows in [1, batch] {
+            require(backend, &required_ops(config, format_of, rows, capacity)?)?;
+        }
+        let mut stream = backend.open_stream()?;
+        let buffers = Buffers::new(backend, &mut *stream, config, (batch, logit_rows, capacity))?;
+        let run = Runner::new(stream, options.profile.then(|| Profile::new(config.layers)));
+        Ok(Session { model: model.clone(), options, capacity, buffers, run, position: 0, state: State::Empty })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Tokens in the cache.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Tokens that still fit.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.capacity - self.position
+    }
+
+    /// Bytes of cache and activations.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.buffers.bytes()
+    }
+
+    /// Kernels that ran so far, in the order of their first use.
+    #[must_use]
+    pub fn kernels(&self) -> &[&'static str] {
+        self.run.kernels()
+    }
+
+    /// What was measured since the last call; `None` unless [`SessionOptions::profile`] was set.
+    pub fn take_profile(&mut self) -> Option<Profile> {
+        self.run.profile.as_mut().map(|p| std::mem::replace(p, Profile::new(self.model.config().layers)))
+    }
+
+    /// Forgets all tokens. Costs nothing: positions are written before they are read.
+    pub fn reset(&mut self) {
+        self.position = 0;
+        self.state = State::Empty;
+    }
+
+    /// Appends tokens. Afterwards the logits of the last one can be sampled or read.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] before anything is computed; errors of the backend, after which the session holds the
+    /// tokens that went through before.
+    pub fn prefill(&mut self, ids: &[u32]) -> Result<()> {
+        let _span = tracing::debug_span!("prefill", tokens = ids.len()).entered();
+        self.admit(ids)?;
+        for chunk in ids.chunks(self.options.batch) {
+            self.chunk(chunk)?;
+        }
+        let last = (ids.len() - 1) % self.options.batch;
+        self.pass().logits(last..last + 1)?;
+        self.state = State::Logits;
+        self.run.stream.synchronize()?;
+        Ok(())
+    }
+
+    /// Appends tokens and hands out the logits of each: `each(position, logits)`, in order.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn prefill_logits(&mut self, ids: &[u32], mut each: impl FnMut(usize, &[f32])) -> Result<()> {
+        let _span = tracing::debug_span!("prefill", tokens = ids.len(), logits = true).entered();
+        self.admit(ids)?;
+        let vocab = self.model.config().vocab_size;
+        let mut host = vec![0.0; self.options.logit_rows * vocab];
+        for chunk in ids.chunks(self.options.batch) {
+            let first = self.position;
+            self.chunk(chunk)?;
+            for start in (0..chunk.len()).step_by(self.options.logit_rows) {
+                let rows = start..chunk.len().min(start + self.options.logit_rows);
+                self.pass().logits(rows.clone())?;
+                let host = &mut host[..rows.len() * vocab];
+                self.buffers.logits.read(&mut *self.run.stream, 0, host)?;
+                rows.zip(host.chunks_exact(vocab)).for_each(|(row, logits)| each(first + row, logits));
+            }
+        }
+        // Sampling reads the first row; where the last token's logits are in another, compute them there.
+        let last = (ids.len() - 1) % self.options.batch;
+        if !last.is_multiple_of(self.options.logit_rows) {
+            self.pass().logits(last..last + 1)?;
+        }
+        self.state = State::Logits;
+        Ok(())
+    }
+
+    /// Draws a token from the logits of the last one. It is not in the cache yet: [`Session::step`] feeds it.
+    ///
+    /// # Errors
+    /// [`Error::Order`] where nothing was fed; errors of the backend, logits that are NaN among them.
+    pub fn sample(&mut self, params: SampleParams) -> Result<u32> {
+        if self.state == State::Empty {
+            return Err(Error::Order { call: "sample", need: "logits: feed tokens with prefill or step" });
+        }
+        let step = self.position;
+        self.pass().sample(params, step)?;
+        let mut id = [0];
+        self.buffers.next.read(&mut *self.run.stream, 0, &mut id)?;
+        self.state = State::Sampled;
+        Ok(id[0])
+    }
+
+    /// Feeds the token that was sampled last, and draws the next one.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] where the cache is full; [`Error::Order`] where no token was sampled; errors of the
+    /// backend.
+    pub fn step(&mut self, params: SampleParams) -> Result<u32> {
+        let _span = tracing::trace_span!("decode", position = self.position).entered();
+        if self.state != State::Sampled {
+            return Err(Error::Order { call: "step", need: "a sampled token: call sample first" });
+        }
+        self.room_for(1)?;
+        let at = self.position..self.position + 1;
+        self.pass().body(Ids::Sampled, at)?;
+        self.position += 1;
+        self.state = State::Empty;
+        self.pass().logits(0..1)?;
+        self.state = State::Logits;
+        self.sample(params)
+    }
+
+    /// The logits of the last token.
+    ///
+    /// # Errors
+    /// [`Error::Order`] where nothing was fed; errors of the backend.
+    pub fn logits(&mut self) -> Result<Vec<f32>> {
+        if self.state == State::Empty {
+            return Err(Error::Order { call: "logits", need: "a token: feed some with prefill or step" });
+        }
+        let mut host = vec![0.0; self.model.config().vocab_size];
+        self.buffers.logits.read(&mut *self.run.stream, 0, &mut host)?;
+        Ok(host)
+    }
+
+    /// Takes rows of a residual stream, at the positions 0, 1, .., through one block, and returns what leaves it. For
+    /// comparing blocks with references; the session is reset.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a layer that is not there or rows of the wrong length, [`Error::ContextFull`] for more rows
+    /// than [`SessionOptions::batch`].
+    pub fn forward_from_hidden(&mut self, layer: usize, hidden: &[f32]) -> Result<Vec<f32>> {
+        let config = self.model.config();
+        let (layers, width) = (config.layers, config.hidden_size);
+        if layer >= layers {
+            let need = format!("below the {layers} layers of the model");
+            return Err(Error::Argument { what: "layer", value: layer.to_string(), need });
+        }
+        let rows = hidden.len() / width;
+        if rows == 0 || rows * width != hidden.len() {
+            let need = format!("one or more rows of {width}");
+            return Err(Error::Argument { what: "length of hidden", value: hidden.len().to_string(), need });
+        }
+        if rows > self.options.batch {
+            return Err(self.full(rows, self.options.batch));
+        }
+        self.reset();
+        self.buffers.x.write(&mut *self.run.stream, hidden)?;
+        self.pass().block(layer, 0..rows)?;
+        let mut out = vec![0.0; hidden.len()];
+        self.buffers.x.read(&mut *self.run.stream, 0, &mut out)?;
+        Ok(out)
+    }
+
+    /// One chunk through all blocks.
+    fn chunk(&mut self, ids: &[u32]) -> Result<()> {
+        self.state = State::Empty;
+        self.buffers.ids.write(&mut *self.run.stream, ids)?;
+        let at: Range<usize> = self.position..self.position + ids.len();
+        self.pass().body(Ids::Chunk, at)?;
+        self.position += ids.len();
+        Ok(())
+    }
+
+    fn pass(&mut self) -> Pass<'_> {
+        Pass {
+            config: self.model.config(),
+            weights: self.model.weights(),
+            buffers: &mut self.buffers,
+            run: &mut self.run,
+        }
+    }
+
+    /// Ids are checked here, because an id in device memory cannot be checked when the lookup is submitted.
+    fn admit(&self, ids: &[u32]) -> Result<()> {
+        at_least_one("number of tokens", ids.len())?;
+        let vocab = self.model.config().vocab_size;
+        if let Some((at, &id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
+            let limit = vocab;
+            return Err(tersor_core::Error::OutOfRange { what: "token ids", at, value: id as usize, limit }.into());
+        }
+        self.room_for(ids.len())
+    }
+
+    fn room_for(&self, tokens: usize) -> Result<()> {
+        if tokens <= self.room() { Ok(()) } else { Err(self.full(tokens, self.capacity)) }
+    }
+
+    fn full(&self, wanted: usize, capacity: usize) -> Error {
+        let most = self.model.config().context_length;
+        let limit = if self.capacity == most { format!(" (the model's own limit is {most})") } else { String::new() };
+        Error::ContextFull { capacity, used: self.position, wanted, limit }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("backend", &self.model.backend().info().id)
+            .field("options", &self.options)
+            .field("capacity", &self.capacity)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}
+
+fn at_least_one(what: &'static str, value: usize) -> Result<()> {
+    if value > 0 { Ok(()) } else { Err(Error::Argument { what, value: "0".to_owned(), need: "at least 1".to_owned() }) }
+}
