@@ -1,4 +1,4 @@
-//! What a backend gets from its host: threads, a memory budget, a log, and the wish to stop.
+//! What a backend gets from its host: threads, a log, and the wish to stop.
 
 use std::fmt;
 use std::sync::Arc;
@@ -49,16 +49,14 @@ pub struct HostContext {
     executor: Arc<dyn Executor>,
     log: Arc<LogFn>,
     cancelled: Arc<AtomicBool>,
-    /// Bytes that the backend may hold in buffers and packed weights; `None`: as much as there is.
-    pub memory_budget: Option<usize>,
-    /// Use no tier above this one, and fail where the machine lacks it; `None`: the best there is.
+    /// Use kernels of this tier, and fail where the backend or the machine lacks it; `None`: the best there is.
     pub isa: Option<Isa>,
 }
 
 impl HostContext {
-    /// A context that runs work on `executor`, logs nowhere, has no budget and forces no ISA.
+    /// A context that runs work on `executor`, logs nowhere and forces no ISA.
     pub fn new(executor: Arc<dyn Executor>) -> Self {
-        HostContext { executor, log: Arc::new(|_, _| {}), cancelled: Arc::default(), memory_budget: None, isa: None }
+        HostContext { executor, log: Arc::new(|_, _| {}), cancelled: Arc::default(), isa: None }
     }
 
     /// A context for the calling thread alone.
@@ -108,7 +106,6 @@ impl fmt::Debug for HostContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HostContext")
             .field("threads", &self.executor.threads())
-            .field("memory_budget", &self.memory_budget)
             .field("isa", &self.isa)
             .field("cancelled", &self.is_cancelled())
             .finish_non_exhaustive()

@@ -224,8 +224,9 @@ impl Weight {
     }
 
     /// The one scale of the whole tensor: stored as such, or equal bit for bit in all blocks that have a code other than
-    /// zero. Such a weight is *single-scale*: a matrix product sums whole rows in i32 and multiplies once.
+    /// zero. Such a weight is *single-scale*: a matrix product sums whole rows in i32 and multiplies once. `None` for
+    /// dense formats.
     pub fn uniform_scale(&self) -> Option<f32> {
-        codec::uniform_scale(self)
+        if self.format.is_ternary() { codec::uniform_scale(self) } else { None }
     }
 }

@@ -76,24 +76,28 @@ impl Body for Blocks<'_> {
     type Out = f32;
     #[inline(always)]
     fn run(self) -> f32 {
-        // The block layout keeps values 0..64 of a block in the upper four bits of its bytes and the rest in the lower.
-        let halves = self.w.chunks_exact(BLOCK_BYTES).zip(self.x.chunks_exact(BLOCK)).flat_map(|(w, x)| {
-            let half = |high: u32, x: &[i8]| {
-                let mut sum = 0i32;
-                for p in 0..BLOCK_BYTES {
-                    let t = |shift: u32| i16::from(w[p] >> shift & 3) - 1;
-                    let pair = t(high) * i16::from(x[p]) + t(high - 2) * i16::from(x[p + 32]);
-                    sum += i32::from(pair);
-                }
-                sum
-            };
-            [half(6, &x[..64]), half(2, &x[64..])]
-        });
         let per_scale = self.block / 64;
-        let mut halves = halves;
-        let sums = self.scales.iter().map(|&scale| ((0..per_scale).map(|_| halves.next().unwrap_or(0)).sum(), scale));
+        let half = |i: usize| {
+            // The block layout keeps values 0..64 of a block in the upper four bits of its bytes, the rest in the lower.
+            let (w, x) = (&self.w[i / 2 * BLOCK_BYTES..][..BLOCK_BYTES], &self.x[i * 64..][..64]);
+            if i % 2 == 0 { half_block::<6>(w, x) } else { half_block::<2>(w, x) }
+        };
+        let sums = self.scales.iter().enumerate();
+        let sums = sums.map(|(b, &scale)| ((b * per_scale..(b + 1) * per_scale).map(half).sum(), scale));
         scaled_blocks(sums, self.x_scale)
     }
+}
+
+/// Sum of ternary value x activation over 64 values, at bits `HIGH` and `HIGH - 2` of 32 bytes.
+#[inline(always)]
+fn half_block<const HIGH: u32>(w: &[u8], x: &[i8]) -> i32 {
+    let mut lanes = [0i16; BLOCK_BYTES];
+    for p in 0..BLOCK_BYTES {
+        let t = |shift: u32| i16::from(w[p] >> shift & 3).wrapping_sub(1);
+        let (a, b) = (t(HIGH).wrapping_mul(i16::from(x[p])), t(HIGH - 2).wrapping_mul(i16::from(x[p + 32])));
+        lanes[p] = a.wrapping_add(b);
+    }
+    lanes.iter().map(|&l| i32::from(l)).sum()
 }
 
 /// Dense rows of `w` times `m` rows of `x`; results to `out[row * m + column]`.

@@ -15,36 +15,37 @@ sections! {
     /// Which backend runs.
     Select [select] {
         /// Use this backend for everything, or fail where it cannot; "auto" leaves the choice to the keys below.
-        Later backend: Option<BackendId> = None, alias "TERSOR_BACKEND";
+        Now backend: Option<BackendId> = None, alias "TERSOR_BACKEND";
         /// Which kind of device may run; "cuda-or-cpu" is the only value that may fall back, and says when it did.
-        Later device: Device = Device::Auto;
+        Now device: Device = Device::Auto;
         /// Backends in order of preference; those not listed follow in their own order.
-        Later order: Vec<BackendId> = Vec::new();
+        Now order: Vec<BackendId> = Vec::new();
         /// Backends that must not run.
-        Later deny: Vec<BackendId> = Vec::new();
-        /// The widest instruction set tier that CPU kernels may use; an error where the machine lacks it.
-        Later isa: Option<IsaId> = None;
+        Now deny: Vec<BackendId> = Vec::new();
+        /// The instruction set tier that CPU kernels must use; backends without it are not chosen, and it is an error where
+        /// the machine lacks it. "auto" is the best that each backend has.
+        Now isa: Option<IsaId> = None;
         sub formats: Formats;
     }
 
     /// The backend of single formats, stronger than `select.order`. "auto" is no override.
     Formats [select.formats] {
         /// The backend for `i2_s` with one scale per tensor.
-        Later i2_s: Option<BackendId> = None;
+        Now i2_s: Option<BackendId> = None;
         /// The backend for `i2_s` with a scale for every 64 values.
-        Later i2_s_g64: Option<BackendId> = None;
+        Now i2_s_g64: Option<BackendId> = None;
         /// The backend for `i2_s` with a scale for every 128 values.
-        Later i2_s_g128: Option<BackendId> = None;
+        Now i2_s_g128: Option<BackendId> = None;
         /// The backend for `i2_s` with a scale for every 256 values.
-        Later i2_s_g256: Option<BackendId> = None;
+        Now i2_s_g256: Option<BackendId> = None;
         /// The backend for `tl1`.
-        Later tl1: Option<BackendId> = None;
+        Now tl1: Option<BackendId> = None;
         /// The backend for `tl2`.
-        Later tl2: Option<BackendId> = None;
+        Now tl2: Option<BackendId> = None;
         /// The backend for `tq1_0`.
-        Later tq1_0: Option<BackendId> = None;
+        Now tq1_0: Option<BackendId> = None;
         /// The backend for `tq2_0`.
-        Later tq2_0: Option<BackendId> = None;
+        Now tq2_0: Option<BackendId> = None;
     }
 
     /// The one thread pool that all backends share.
@@ -52,7 +53,7 @@ sections! {
         /// The number of threads.
         /// "auto" is one for each core that the process may use. `RAYON_NUM_THREADS` is honoured where nothing of
         /// Tersor's own in the environment or among the flags says otherwise; it is stronger than files.
-        Later count: Option<NonZeroU16> = None, alias "TERSOR_THREADS";
+        Now count: Option<NonZeroU16> = None, alias "TERSOR_THREADS";
         /// The CPU numbers that the threads are bound to, in turn; an empty list leaves that to the system.
         Later affinity: Vec<u16> = Vec::new();
     }
@@ -68,9 +69,9 @@ sections! {
     /// How inference runs.
     Run [run] {
         /// The same bits from run to run on one backend, given the same seed.
-        Later deterministic: bool = false;
+        Now deterministic: bool = false;
         /// The same bits on every backend; implies `run.deterministic`.
-        Later reproducible: bool = false;
+        Now reproducible: bool = false;
         /// The seed of sampling; "auto" takes a new one for each run.
         Later seed: Option<u64> = None, alias "TERSOR_SEED";
         /// The most rows that one step of prefill takes together.
@@ -110,7 +111,7 @@ sections! {
     /// Diagnostics.
     Log [log] {
         /// What is logged: a level or `target=level` directives parted by commas.
-        Later filter: String = "warn".into(), alias "TERSOR_LOG";
+        Now filter: String = "warn".into(), alias "TERSOR_LOG";
     }
 }
 

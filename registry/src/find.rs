@@ -1,0 +1,316 @@
+//! Discovery and selection.
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use tersor_core::host::LogLevel;
+use tersor_core::{BackendEntry, DeviceKind, HostContext, Isa, OpSpec, Probe, QuantBackend, Support, entries};
+
+use crate::config::{Config, Device};
+use crate::decision::{Choice, Decision, Reason, Rejected};
+use crate::{Error, Pool, Result};
+
+/// A backend that is linked into this program, and what its probe said.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Its entry.
+    pub entry: &'static BackendEntry,
+    /// Usable, or the reason why not.
+    pub probe: Probe,
+}
+
+impl Found {
+    fn is_gpu(&self) -> bool {
+        matches!(&self.probe, Probe::Usable { devices } if devices.iter().any(|d| d.kind == DeviceKind::Gpu))
+    }
+}
+
+/// The backends of this program on this machine.
+#[derive(Debug)]
+pub struct Registry {
+    config: Config,
+    found: Vec<Found>,
+    host: HostContext,
+    open: DashMap<&'static str, Arc<dyn QuantBackend>>,
+}
+
+impl Registry {
+    /// Probes every linked backend and starts the pool.
+    pub fn build(config: Config) -> Result<Self> {
+        let _span = tracing::info_span!("probe").entered();
+        let found: Vec<Found> = entries().map(|entry| Found { entry, probe: (entry.probe)() }).collect();
+        if found.is_empty() {
+            return Err(Error::Empty);
+        }
+        for (i, f) in found.iter().enumerate() {
+            if found[..i].iter().any(|earlier| earlier.entry.id == f.entry.id) {
+                return Err(Error::Duplicate { id: f.entry.id });
+            }
+            tracing::debug!(backend = f.entry.id, probe = ?f.probe, "probed");
+        }
+        let threads = config.threads.count.map_or_else(Pool::available, |n| n.get().into());
+        let isa = config.select.isa.as_ref().map(|isa| isa.as_str().parse::<Isa>()).transpose()?;
+        let host =
+            HostContext::new(Arc::new(Pool::new(threads)?)).with_isa(isa).with_log(|level, message| match level {
+                LogLevel::Error => tracing::error!("{message}"),
+                LogLevel::Warn => tracing::warn!("{message}"),
+                LogLevel::Info => tracing::info!("{message}"),
+                LogLevel::Debug => tracing::debug!("{message}"),
+            });
+        let registry = Registry { config, found, host, open: DashMap::new() };
+        for (key, ids) in
+            [("select.order", &registry.config.select.order), ("select.deny", &registry.config.select.deny)]
+        {
+            for id in ids {
+                registry.entry(id.as_str(), || registry.asked_by(key))?;
+            }
+        }
+        Ok(registry)
+    }
+
+    /// The configuration it was built with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Every backend, highest static priority first.
+    pub fn found(&self) -> &[Found] {
+        &self.found
+    }
+
+    /// What opened backends get from their host; through it, work can be cancelled.
+    pub fn host(&self) -> &HostContext {
+        &self.host
+    }
+
+    /// Opens a backend by id, or returns it if it is open already.
+    pub fn open(&self, id: &str) -> Result<Arc<dyn QuantBackend>> {
+        let found = self.entry(id, || "the caller".into())?;
+        self.open_found(found)
+    }
+
+    fn entry(&self, id: &str, asked_by: impl FnOnce() -> String) -> Result<&Found> {
+        self.found.iter().find(|f| f.entry.id == id).ok_or_else(|| Error::UnknownBackend {
+            given: id.into(),
+            asked_by: asked_by(),
+            known: self.found.iter().map(|f| f.entry.id).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    fn open_found(&self, found: &Found) -> Result<Arc<dyn QuantBackend>> {
+        if let Some(open) = self.open.get(found.entry.id) {
+            return Ok(open.clone());
+        }
+        if let Probe::Unusable { reason } = &found.probe {
+            let (backend, reason) = (found.entry.id.into(), reason.clone());
+            return Err(tersor_core::Error::Unusable { backend, reason }.into());
+        }
+        let _span = tracing::info_span!("open", backend = found.entry.id).entered();
+        let backend = (found.entry.open)(&self.host)?;
+        Ok(self.open.entry(found.entry.id).or_insert(backend).clone())
+    }
+
+    fn asked_by(&self, key: &str) -> String {
+        self.config.origin(key).map_or_else(|| key.to_owned(), |origin| format!("{key} ({origin})"))
+    }
+
+    /// The key that forces a backend for these ops, if there is one, and the backend.
+    fn named(&self, specs: &[OpSpec]) -> Option<(String, &str)> {
+        if let Some(id) = &self.config.select.backend {
+            return Some(("select.backend".into(), id.as_str()));
+        }
+        specs.iter().find_map(|spec| match spec {
+            OpSpec::MatMul { format, .. } | OpSpec::Quantize { format, .. } | OpSpec::Dequantize { format, .. } => {
+                let id = self.config.select.formats.get(format.id())?;
+                Some((format!("select.formats.{format}"), id.as_str()))
+            }
+            _ => None,
+        })
+    }
+
+    /// Chooses a backend that does all of `specs`.
+    pub fn select(&self, specs: &[OpSpec]) -> Result<Choice> {
+        let what = describe(specs);
+        let _span = tracing::info_span!("select", %what).entered();
+        let named = self.named(specs);
+        if let Some((key, id)) = &named {
+            self.entry(id, || self.asked_by(key))?;
+        }
+        let mut rejected = Vec::new();
+        let mut chosen: Option<(&Found, Arc<dyn QuantBackend>, Vec<&'static str>)> = None;
+        for found in self.in_order() {
+            let verdict = match &chosen {
+                Some((winner, ..)) => Err(format!("{} comes first", winner.entry.id)),
+                None => self.eligible(found, named.as_ref().map(|(_, id)| *id), specs),
+            };
+            match verdict {
+                Ok((backend, kernels)) => chosen = Some((found, backend, kernels)),
+                Err(reason) => rejected.push(Rejected { id: found.entry.id.into(), reason }),
+            }
+        }
+        let Some((found, backend, kernels)) = chosen else { return Err(Error::NoCandidate { what, rejected }) };
+        let because = self.reason(found, named, &rejected);
+        let decision = Decision { what, chosen: found.entry.id.into(), because, kernels, rejected };
+        tracing::info!(chosen = decision.chosen, because = %decision.because, "selected");
+        Ok(Choice { backend, decision })
+    }
+
+    /// All candidates, best first, before it is known what they can do.
+    fn in_order(&self) -> Vec<&Found> {
+        let place = |f: &Found| self.place(f).unwrap_or(usize::MAX);
+        let cuda_or_cpu = matches!(self.config.select.device, Device::CudaOrCpu);
+        let mut found: Vec<_> = self.found.iter().collect();
+        // Stable: what compares equal stays in order of static priority.
+        found.sort_by_key(|f| (cuda_or_cpu && !f.is_gpu(), place(f)));
+        found
+    }
+
+    fn place(&self, found: &Found) -> Option<usize> {
+        self.config.select.order.iter().position(|id| id.as_str() == found.entry.id)
+    }
+
+    fn reason(&self, found: &Found, named: Option<(String, &str)>, rejected: &[Rejected]) -> Reason {
+        if let Some((key, _)) = named {
+            return Reason::Named { by: self.asked_by(&key) };
+        }
+        if matches!(self.config.select.device, Device::CudaOrCpu) && !found.is_gpu() {
+            let cuda = rejected.iter().find(|r| r.id == "cuda");
+            let reason = cuda.map_or("no GPU backend is in this program".into(), |r| r.reason.clone());
+            return Reason::Fallback { reason };
+        }
+        match self.place(found) {
+            Some(place) => Reason::Order { place: place + 1 },
+            None => Reason::Priority { priority: found.entry.priority },
+        }
+    }
+
+    /// The opened backend and its kernels, or why it cannot be chosen.
+    fn eligible(
+        &self,
+        found: &Found,
+        named: Option<&str>,
+        specs: &[OpSpec],
+    ) -> Result<(Arc<dyn QuantBackend>, Vec<&'static str>), String> {
+        let select = &self.config.select;
+        let id = found.entry.id;
+        if let Some(named) = named.filter(|n| *n != id) {
+            return Err(format!("{named} is asked for by name"));
+        }
+        if select.deny.iter().any(|d| d.as_str() == id) {
+            return Err(format!("denied by {}", self.asked_by("select.deny")));
+        }
+        if let Probe::Unusable { reason } = &found.probe {
+            return Err(reason.clone());
+        }
+        let wrong_device = match select.device {
+            Device::Auto | Device::CudaOrCpu => false,
+            Device::Cpu => found.is_gpu(),
+            Device::Cuda { .. } => id != "cuda",
+        };
+        if wrong_device {
+            return Err(format!("not a device of the kind that {} asks for", self.asked_by("select.device")));
+        }
+        let backend = self.open_found(found).map_err(|e| e.to_string())?;
+        let mut kernels = Vec::new();
+        for spec in specs {
+            match backend.supports(spec) {
+                Support::Yes { kernel } if kernels.contains(&kernel) => {}
+                Support::Yes { kernel } => kernels.push(kernel),
+                Support::No { reason } => return Err(format!("does not do {spec}: {reason}")),
+            }
+        }
+        Ok((backend, kernels))
+    }
+}
+
+fn describe(specs: &[OpSpec]) -> String {
+    match specs {
+        [] => "anything".into(),
+        [one] => one.to_string(),
+        [first, rest @ ..] => format!("{first} and {} more", rest.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tersor_backend_cpu_avx2 as _;
+    use tersor_backend_scalar as _;
+    use tersor_core::Format;
+
+    fn registry(toml: &str) -> Result<Registry> {
+        Registry::build(Config::from_toml_str(toml)?)
+    }
+
+    fn gemv() -> [OpSpec; 1] {
+        [OpSpec::matmul(Format::I2S, 1, 256, 256)]
+    }
+
+    #[test]
+    fn the_config_knows_the_names_of_core() {
+        let isas: Vec<_> = Isa::ALL.into_iter().map(Isa::id).collect();
+        assert_eq!(isas, crate::config::ISA_IDS);
+        let config = Config::from_toml_str("").unwrap();
+        for format in Format::TERNARY.into_iter().chain(Format::GROUPED) {
+            let key = format!("select.formats.{format}");
+            assert!(config.get(&key).is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_backend_asked_for_by_name_is_chosen_and_says_who_asked() {
+        let choice = registry("[select]\nbackend = \"scalar\"").unwrap().select(&gemv()).unwrap();
+        assert_eq!(choice.decision.chosen, "scalar");
+        let said = choice.decision.to_string();
+        assert!(said.contains("named by select.backend (<text>:2:"), "{said}");
+        assert!(said.contains("not cpu-avx2: scalar is asked for by name"), "{said}");
+        assert_eq!(choice.decision.kernels, ["gemv.i2_s-i8.scalar.1x1"]);
+    }
+
+    #[test]
+    fn order_beats_priority_and_denied_ones_are_listed() {
+        let choice = registry("[select]\norder = [\"scalar\"]").unwrap().select(&gemv()).unwrap();
+        assert_eq!(choice.decision.because, Reason::Order { place: 1 });
+        let e =
+            registry("[select]\ndeny = [\"scalar\", \"cpu-avx2\"]").unwrap().select(&gemv()).unwrap_err().to_string();
+        assert!(e.contains("scalar: denied by select.deny (<text>:2:"), "{e}");
+    }
+
+    #[test]
+    fn a_format_can_have_a_backend_of_its_own() {
+        let registry = registry("[select.formats]\ntl1 = \"scalar\"").unwrap();
+        let tl1 = registry.select(&[OpSpec::matmul(Format::TL1, 1, 256, 256)]).unwrap();
+        assert_eq!(tl1.decision.chosen, "scalar");
+    }
+
+    #[test]
+    fn cuda_by_name_never_falls_back_but_cuda_or_cpu_says_that_it_did() {
+        let e = registry("[select]\ndevice = \"cuda\"").unwrap().select(&gemv()).unwrap_err().to_string();
+        assert!(e.contains("no backend for matmul i2_s") && e.contains("scalar: not a device of the kind"), "{e}");
+        let choice = registry("[select]\ndevice = \"cuda-or-cpu\"").unwrap().select(&gemv()).unwrap();
+        assert!(matches!(choice.decision.because, Reason::Fallback { .. }), "{}", choice.decision);
+    }
+
+    #[test]
+    fn names_that_nothing_provides_are_errors_with_their_place() {
+        for toml in
+            ["[select]\nbackend = \"acme\"", "[select]\norder = [\"acme\"]", "[select.formats]\ni2_s = \"acme\""]
+        {
+            let e = registry(toml).and_then(|r| r.select(&gemv())).unwrap_err().to_string();
+            assert!(e.contains("<text>:2:") && e.contains("\"acme\"") && e.contains("scalar"), "{e}");
+        }
+    }
+
+    #[test]
+    fn an_isa_that_a_backend_lacks_rejects_it() {
+        let e = registry("[select]\nisa = \"neon\"\nbackend = \"scalar\"").unwrap().select(&gemv()).unwrap_err();
+        assert!(e.to_string().contains("it has no neon kernels"), "{e}");
+    }
+
+    #[test]
+    fn what_no_backend_does_is_an_error_that_lists_why() {
+        let spec = OpSpec::GatherRows { format: Format::I2S, rows: 1, cols: 128 };
+        let e = registry("").unwrap().select(&[spec]).unwrap_err().to_string();
+        assert!(e.contains("scalar: does not do"), "{e}");
+    }
+}
