@@ -5,6 +5,7 @@
 //!
 //! - [`gguf`] and [`checkpoint`]: the two containers, read without trust in a single byte of them
 //! - [`config`] and [`names`]: hyper-parameters and tensor names, the same for both
+//! - [`source`]: a model's tensors by role, whatever the container and the layout
 //! - [`error`]: one error type, whose messages say what is wrong, where, and what would be right
 #![deny(unsafe_code)]
 
@@ -13,12 +14,16 @@ pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod gguf;
+pub mod graph;
 mod mmap;
 pub mod names;
+pub mod source;
 
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use error::{Error, Result};
 pub use gguf::Gguf;
+pub use graph::{LoadProgress, Model, Profile, Session, SessionOptions, TensorSource};
 pub use mmap::map_file;
 pub use names::{LayerPart, Role};
+pub use source::{Linear, ModelFile, OpenOptions};

@@ -1,5 +1,5 @@
 //! The GGUF container: what is written is what is read, and no input makes the reader panic or reserve absurd memory.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::path::PathBuf;
 
