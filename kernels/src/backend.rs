@@ -35,48 +35,49 @@ impl Tile<'_> {
     pub const MAX_M: usize = 64;
 }
 
-/// What a CPU backend brings.
-pub trait Kernels: Copy + Send + Sync + std::fmt::Debug + 'static {
-    /// Its token.
-    type Isa: Simd;
-    /// Its backend's id.
-    const BACKEND: &'static str;
-    /// Weight rows x activation rows that the one-row product keeps in registers, for its name.
-    const GEMV_TILE: &'static str = "1x1";
-    /// The same for more rows.
-    const GEMM_TILE: &'static str = "1x1";
-    /// Multiply-adds that one task should have at least, so that handing it out pays.
-    const TASK_MACS: usize = 1 << 18;
-
-    /// The token.
-    fn isa(self) -> Self::Isa;
-
+/// What a CPU backend brings: a token and the products that it overrides.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernels<S> {
+    /// Id of the backend.
+    pub backend: &'static str,
+    /// The token that bodies run through.
+    pub isa: S,
     /// Writes `sum(code * x)` over each pair of rows to `out[row * m + column]`, with codes 0, 1, 2 as stored, exactly.
-    fn dots(self, tile: Tile<'_>, out: &mut [i32]) {
-        self.isa().run(ops::matmul::Dots { tile, out });
+    pub dots: fn(S, Tile<'_>, &mut [i32]),
+    /// Weight rows x activation rows that `dots` keeps in registers for one row of activations, for kernel names.
+    pub gemv_tile: &'static str,
+    /// The same for more rows.
+    pub gemm_tile: &'static str,
+}
+
+impl<S: Simd> Kernels<S> {
+    /// The shared bodies alone.
+    pub fn shared(backend: &'static str, isa: S) -> Self {
+        let dots = |isa: S, tile: Tile<'_>, out: &mut [i32]| isa.run(ops::matmul::Dots { tile, out });
+        Kernels { backend, isa, dots, gemv_tile: "1x1", gemm_tile: "1x1" }
     }
 }
 
 /// A CPU backend.
 #[derive(Debug)]
-pub struct CpuBackend<K: Kernels> {
-    kernels: K,
+pub struct CpuBackend<S: Simd> {
+    kernels: Kernels<S>,
     host: HostContext,
     info: BackendInfo,
     names: Arc<Names>,
 }
 
-impl<K: Kernels> CpuBackend<K> {
+impl<S: Simd> CpuBackend<S> {
     /// A backend ready to work. `version` and `kernel_revision` are the entry's.
     pub fn new(
-        kernels: K,
+        kernels: Kernels<S>,
         host: &HostContext,
         version: &'static str,
         kernel_revision: u32,
         device: DeviceInfo,
     ) -> Self {
         let info =
-            BackendInfo { id: K::BACKEND.into(), version: version.into(), kernel_revision, device, isa: K::Isa::ISA };
+            BackendInfo { id: kernels.backend.into(), version: version.into(), kernel_revision, device, isa: S::ISA };
         CpuBackend { kernels, host: host.clone(), info, names: Arc::new(Names::new(&kernels)) }
     }
 }
@@ -105,7 +106,7 @@ fn cpu_name() -> String {
     format!("{} processor", std::env::consts::ARCH)
 }
 
-impl<K: Kernels> QuantBackend for CpuBackend<K> {
+impl<S: Simd> QuantBackend for CpuBackend<S> {
     fn info(&self) -> &BackendInfo {
         &self.info
     }
@@ -139,7 +140,7 @@ impl<K: Kernels> QuantBackend for CpuBackend<K> {
         }
         match self.names.of(spec) {
             Some(kernel) => Support::Yes { kernel },
-            None => Support::no(format!("{} does not know {}", K::BACKEND, spec.kind())),
+            None => Support::no(format!("{} does not know {}", self.kernels.backend, spec.kind())),
         }
     }
 
@@ -149,7 +150,7 @@ impl<K: Kernels> QuantBackend for CpuBackend<K> {
 
     fn pack(&self, weight: &Weight) -> Result<PackedWeight> {
         let _span = tracing::debug_span!("pack", format = %weight.format(), shape = %weight.shape()).entered();
-        pack::pack(K::BACKEND, self.kernels.isa(), self.host.executor(), weight)
+        pack::pack(self.kernels.backend, self.kernels.isa, self.host.executor(), weight)
     }
 
     fn alloc(&self, bytes: usize) -> Result<RawBuffer> {
@@ -168,14 +169,14 @@ impl<K: Kernels> QuantBackend for CpuBackend<K> {
 
 /// Runs each op when it is submitted.
 #[derive(Debug)]
-struct CpuStream<K: Kernels> {
-    kernels: K,
+struct CpuStream<S: Simd> {
+    kernels: Kernels<S>,
     host: HostContext,
     names: Arc<Names>,
     scratch: Scratch,
 }
 
-impl<K: Kernels> Stream for CpuStream<K> {
+impl<S: Simd> Stream for CpuStream<S> {
     fn submit(&mut self, op: Checked<'_>) -> Result<Ran> {
         if self.host.is_cancelled() {
             return Err(Error::Cancelled);
@@ -183,7 +184,7 @@ impl<K: Kernels> Stream for CpuStream<K> {
         let spec = op.spec();
         let Some(kernel) = self.names.of(&spec) else {
             let reason = "no such kernel".to_owned();
-            return Err(Error::Unsupported { backend: K::BACKEND.into(), op: spec.to_string(), reason });
+            return Err(Error::Unsupported { backend: self.kernels.backend.into(), op: spec.to_string(), reason });
         };
         let _span = tracing::trace_span!("op", kernel).entered();
         let ctx = ops::Context { kernels: self.kernels, executor: self.host.executor(), scratch: &mut self.scratch };
@@ -210,8 +211,8 @@ struct Names {
 const FLOATS: [&str; 3] = ["f32", "f16", "bf16"];
 
 impl Names {
-    fn new<K: Kernels>(kernels: &K) -> Self {
-        let isa = kernels.isa().name();
+    fn new<S: Simd>(kernels: &Kernels<S>) -> Self {
+        let isa = kernels.isa.name();
         let mut names = Names {
             simple: OpKind::ALL.map(|kind| intern(format!("{kind}.f32.{isa}"))),
             quantize: [[""; 3]; Format::COUNT],
@@ -225,7 +226,7 @@ impl Names {
             names.dequantize[i] = FLOATS.map(|t| intern(format!("dequantize.{f}-{t}.{isa}")));
             names.gather[i] = intern(format!("gather_rows.{f}.{isa}"));
             let (act, gemv, gemm) =
-                if f.is_ternary() { ("i8", K::GEMV_TILE, K::GEMM_TILE) } else { ("f32", "1x1", "1x1") };
+                if f.is_ternary() { ("i8", kernels.gemv_tile, kernels.gemm_tile) } else { ("f32", "1x1", "1x1") };
             names.matmul[i] = [("gemv", gemv), ("gemm", gemm), ("gemv", "blocks"), ("gemm", "blocks")]
                 .map(|(op, tile)| intern(format!("{op}.{f}-{act}.{isa}.{tile}")));
         }

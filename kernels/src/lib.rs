@@ -4,7 +4,7 @@
 //! operating system, support what the token stands for; running a body through a token instantiates it inside a
 //! `#[target_feature]` function, where the compiler vectorises it for that ISA. The bits do not change, because the order
 //! of every float operation is spelled out and Rust never contracts. Where measurement says that the compiler does worse
-//! than we do, a backend overrides the body: today the int8 products ([`Kernels`]).
+//! than we do, a backend brings its own: today the int8 products ([`Kernels::dots`]).
 //!
 //! [`CpuBackend`] turns a set of kernels into a [`tersor_core::QuantBackend`]: it splits work into tasks, hands each
 //! to the host's executor, and names what ran. A backend crate is therefore an entry, a probe and its kernels.

@@ -31,25 +31,6 @@ mod x86 {
 
     use super::{ID, KERNEL_REVISION, VERSION};
 
-    /// The kernels of one tier.
-    #[derive(Debug, Clone, Copy)]
-    struct Tier<T>(T, fn(T, Tile<'_>, &mut [i32]));
-
-    impl<T: Simd> Kernels for Tier<T> {
-        type Isa = T;
-        const BACKEND: &'static str = ID;
-        const GEMV_TILE: &'static str = dots::GEMV_TILE;
-        const GEMM_TILE: &'static str = dots::GEMM_TILE;
-
-        fn isa(self) -> T {
-            self.0
-        }
-
-        fn dots(self, tile: Tile<'_>, out: &mut [i32]) {
-            self.1(self.0, tile, out);
-        }
-    }
-
     fn tiers() -> Vec<Isa> {
         [Avx2::detect().map(|_| Isa::Avx2), AvxVnni::detect().map(|_| Isa::AvxVnni)].into_iter().flatten().collect()
     }
@@ -71,8 +52,8 @@ mod x86 {
             None => *tiers.last().ok_or_else(|| unusable("no AVX2".into()))?,
         };
         match (wanted, Avx2::detect(), AvxVnni::detect()) {
-            (Isa::Avx2, Some(token), _) => Ok(Arc::new(backend(Tier(token, dots::avx2), host, tiers))),
-            (Isa::AvxVnni, _, Some(token)) => Ok(Arc::new(backend(Tier(token, dots::avx_vnni), host, tiers))),
+            (Isa::Avx2, Some(token), _) => Ok(backend(token, dots::avx2, host, tiers)),
+            (Isa::AvxVnni, _, Some(token)) => Ok(backend(token, dots::avx_vnni, host, tiers)),
             (Isa::Avx2 | Isa::AvxVnni, ..) => {
                 Err(unusable(format!("this CPU (or its operating system) lacks {wanted}")))
             }
@@ -80,8 +61,15 @@ mod x86 {
         }
     }
 
-    fn backend<T: Simd>(tier: Tier<T>, host: &HostContext, isas: Vec<Isa>) -> CpuBackend<Tier<T>> {
-        CpuBackend::new(tier, host, VERSION, KERNEL_REVISION, cpu_device(isas))
+    fn backend<S: Simd>(
+        isa: S,
+        dots: fn(S, Tile<'_>, &mut [i32]),
+        host: &HostContext,
+        isas: Vec<Isa>,
+    ) -> Arc<dyn QuantBackend> {
+        let (gemv_tile, gemm_tile) = (dots::GEMV_TILE, dots::GEMM_TILE);
+        let kernels = Kernels { backend: ID, isa, dots, gemv_tile, gemm_tile };
+        Arc::new(CpuBackend::new(kernels, host, VERSION, KERNEL_REVISION, cpu_device(isas)))
     }
 }
 

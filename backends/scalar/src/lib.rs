@@ -15,18 +15,6 @@ const ID: &str = "scalar";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const KERNEL_REVISION: u32 = 1;
 
-#[derive(Debug, Clone, Copy)]
-struct Scalar;
-
-impl Kernels for Scalar {
-    type Isa = Portable;
-    const BACKEND: &'static str = ID;
-
-    fn isa(self) -> Portable {
-        Portable
-    }
-}
-
 inventory::submit! {
     BackendEntry {
         id: ID,
@@ -35,7 +23,13 @@ inventory::submit! {
         priority: 0,
         probe: || Probe::Usable { devices: vec![cpu_device(Vec::new())] },
         open: |host| match host.isa {
-            None => Ok(Arc::new(CpuBackend::new(Scalar, host, VERSION, KERNEL_REVISION, cpu_device(Vec::new())))),
+            None => Ok(Arc::new(CpuBackend::new(
+                Kernels::shared(ID, Portable),
+                host,
+                VERSION,
+                KERNEL_REVISION,
+                cpu_device(Vec::new()),
+            ))),
             Some(isa) => {
                 Err(Error::Unusable { backend: ID.into(), reason: format!("it has no {isa} kernels; it is portable code") })
             }

@@ -3,7 +3,6 @@
 use tersor_core::reference::attention::{HeadRows, attend};
 
 use super::Context;
-use crate::backend::Kernels;
 use crate::isa::{Body, Simd};
 use crate::split::{self, Parts};
 
@@ -34,10 +33,10 @@ impl Body for Head<'_> {
     }
 }
 
-impl<K: Kernels> Context<'_, K> {
+impl<S: Simd> Context<'_, S> {
     pub(super) fn attention(self, g: Geometry, q: &[f32], positions: &[u32], cache: (&[f32], &[f32]), y: &mut [f32]) {
         let Geometry { heads, kv_heads, head_dim } = g;
-        let isa = self.kernels.isa();
+        let isa = self.kernels.isa;
         let longest = positions.iter().max().map_or(0, |p| *p as usize + 1);
         let macs = positions.iter().map(|p| (*p as usize + 1) * heads * head_dim * 2).sum();
         let pairs = positions.len() * heads;

@@ -6,7 +6,6 @@ use tersor_core::reference::{math, rope, rows};
 use tersor_core::{Error, PackedWeight, Result, codec};
 
 use super::Context;
-use crate::backend::Kernels;
 use crate::isa::{Body, Simd};
 use crate::pack::Packed;
 use crate::split::{self, Parts};
@@ -109,9 +108,9 @@ impl Body for RotateRow<'_> {
     }
 }
 
-impl<K: Kernels> Context<'_, K> {
+impl<S: Simd> Context<'_, S> {
     pub(super) fn quantize_rows(self, x: &[f32], cols: usize, q: &mut [i8], scales: &mut [f32]) -> Result<()> {
-        let isa = self.kernels.isa();
+        let isa = self.kernels.isa;
         self.rows_to_int8(x, cols, q, scales, |x, q| isa.run(QuantizeRow { x, q }))
     }
 
@@ -123,7 +122,7 @@ impl<K: Kernels> Context<'_, K> {
         q: &mut [i8],
         scales: &mut [f32],
     ) -> Result<()> {
-        let isa = self.kernels.isa();
+        let isa = self.kernels.isa;
         self.rows_to_int8(x, w.len(), q, scales, |x, q| isa.run(RmsNormQuantizeRow { x, w, eps, q }))
     }
 
@@ -164,7 +163,7 @@ impl<K: Kernels> Context<'_, K> {
     }
 
     pub(super) fn rms_norm(self, x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
-        let (isa, cols) = (self.kernels.isa(), w.len());
+        let (isa, cols) = (self.kernels.isa, w.len());
         let tasks = split::task_count(self.executor, x.len(), TASK_ELEMENTS);
         split::chunks_mut(self.executor, y, cols, tasks, |start, y| {
             for (x, y) in x[start..start + y.len()].chunks_exact(cols).zip(y.chunks_exact_mut(cols)) {
@@ -174,7 +173,7 @@ impl<K: Kernels> Context<'_, K> {
     }
 
     pub(super) fn rope(self, x: &mut [f32], head_dim: usize, positions: &[u32], cos: &[f32], sin: &[f32]) {
-        let (isa, half, width) = (self.kernels.isa(), head_dim / 2, x.len() / positions.len());
+        let (isa, half, width) = (self.kernels.isa, head_dim / 2, x.len() / positions.len());
         let tasks = split::task_count(self.executor, x.len(), TASK_ELEMENTS);
         split::chunks_mut(self.executor, x, width, tasks, |start, x| {
             for (row, &p) in x.chunks_exact_mut(width).zip(&positions[start / width..]) {
@@ -185,7 +184,7 @@ impl<K: Kernels> Context<'_, K> {
     }
 
     pub(super) fn relu_squared_mul(self, gate: &[f32], up: &[f32], y: &mut [f32]) {
-        let isa = self.kernels.isa();
+        let isa = self.kernels.isa;
         let tasks = split::task_count(self.executor, y.len(), TASK_ELEMENTS);
         split::chunks_mut(self.executor, y, 64, tasks, |start, y| {
             isa.run(ReluSquaredMul { gate: &gate[start..start + y.len()], up: &up[start..start + y.len()], y });
@@ -193,7 +192,7 @@ impl<K: Kernels> Context<'_, K> {
     }
 
     pub(super) fn add(self, x: &[f32], y: &mut [f32]) {
-        let isa = self.kernels.isa();
+        let isa = self.kernels.isa;
         let tasks = split::task_count(self.executor, y.len(), TASK_ELEMENTS);
         split::chunks_mut(self.executor, y, 64, tasks, |start, y| {
             isa.run(AddTo { x: &x[start..start + y.len()], y });
@@ -201,7 +200,7 @@ impl<K: Kernels> Context<'_, K> {
     }
 
     pub(super) fn gather(self, table: &PackedWeight, ids: &[u32], y: &mut [f32]) -> Result<()> {
-        if let Packed::Dense(bytes) = table.data::<Packed>(K::BACKEND)? {
+        if let Packed::Dense(bytes) = table.data::<Packed>(self.kernels.backend)? {
             let (cols, row_bytes) = (table.shape().cols(), bytes.len() / table.shape().rows());
             for (&id, y) in ids.iter().zip(y.chunks_exact_mut(cols)) {
                 codec::dense_row(table.format(), &bytes[id as usize * row_bytes..][..row_bytes], y);

@@ -10,13 +10,16 @@ use tersor_core::reference::matmul::{dense, scaled, scaled_blocks};
 use tersor_core::{Activations, Epilogue, Format, Output, PackedWeight, Result};
 
 use super::Context;
-use crate::backend::{Kernels, Tile};
+use crate::backend::Tile;
 use crate::isa::{Body, Simd};
 use crate::pack::{BLOCK, BLOCK_BYTES, Packed, Scales, Ternary};
 use crate::split::{self, Parts};
 
 const ROWS: usize = Tile::MAX_ROWS;
 const COLS: usize = Tile::MAX_M;
+
+/// Multiply-adds that one task should have at least, so that handing it out pays.
+const TASK_MACS: usize = 1 << 18;
 
 /// The raw sums of a tile, in code that any compiler can vectorise.
 pub(crate) struct Dots<'a> {
@@ -180,20 +183,24 @@ impl Sink<'_> {
     }
 }
 
-impl<K: Kernels> Context<'_, K> {
+impl<S: Simd> Context<'_, S> {
     pub(super) fn matmul(self, w: &PackedWeight, x: Activations<'_>, y: Output<'_>, epilogue: Epilogue) -> Result<()> {
         let (n, k) = (w.shape().rows(), w.shape().cols());
         let sink = match y {
-            Output::F32(y) => Sink::F32(Parts::new(y.host("y", K::BACKEND)?), epilogue),
-            Output::I32(y) => Sink::I32(Parts::new(y.host("y", K::BACKEND)?), epilogue),
+            Output::F32(y) => Sink::F32(Parts::new(y.host("y", self.kernels.backend)?), epilogue),
+            Output::I32(y) => Sink::I32(Parts::new(y.host("y", self.kernels.backend)?), epilogue),
         };
-        match (w.data::<Packed>(K::BACKEND)?, x) {
+        match (w.data::<Packed>(self.kernels.backend)?, x) {
             (Packed::Ternary(w), Activations::Int8 { q, scales }) => {
-                let (q, scales) = (q.host("activations", K::BACKEND)?, scales.host("activation scales", K::BACKEND)?);
+                let (q, scales) = (
+                    q.host("activations", self.kernels.backend)?,
+                    scales.host("activation scales", self.kernels.backend)?,
+                );
                 self.ternary(w, n, k, q, scales, &sink);
             }
             (Packed::Dense(bytes), Activations::F32(x)) => {
-                self.dense(w.format(), bytes, n, k, x.host("activations", K::BACKEND)?, &sink);
+                let x = x.host("activations", self.kernels.backend)?;
+                self.dense(w.format(), bytes, n, k, x, &sink);
             }
             // `check` lets no other combination through.
             _ => {}
@@ -204,9 +211,9 @@ impl<K: Kernels> Context<'_, K> {
     fn ternary(self, w: &Ternary, n: usize, k: usize, q: &[i8], x_scales: &[f32], sink: &Sink<'_>) {
         let m = x_scales.len();
         let stride = w.row_bytes * 4;
-        let (q, sums) = self.scratch.activations(self.kernels, q, k, stride);
+        let (q, sums) = self.scratch.activations(self.kernels.isa, q, k, stride);
         let kernels = self.kernels;
-        let tasks = split::task_count(self.executor, m * n * k, K::TASK_MACS);
+        let tasks = split::task_count(self.executor, m * n * k, TASK_MACS);
         split::run(self.executor, tasks, |task| {
             let rows = split::part_of(n, ROWS, tasks, task);
             let mut out = [0i32; ROWS * COLS];
@@ -220,7 +227,7 @@ impl<K: Kernels> Context<'_, K> {
                             // SAFETY: this task alone has these rows.
                             unsafe {
                                 sink.store_f32(c * n + first, count, |r| {
-                                    kernels.isa().run(Blocks {
+                                    kernels.isa.run(Blocks {
                                         w: &codes[r * w.row_bytes..][..w.row_bytes],
                                         x: &q[c * stride..][..stride],
                                         block: *block,
@@ -234,7 +241,7 @@ impl<K: Kernels> Context<'_, K> {
                     }
                     let x = &q[c0 * stride..][..cols * stride];
                     let tile = Tile { w: codes, row_bytes: w.row_bytes, rows: count, x, stride, m: cols };
-                    kernels.dots(tile, &mut out[..count * cols]);
+                    (kernels.dots)(kernels.isa, tile, &mut out[..count * cols]);
                     for c in 0..cols {
                         let sum = |r: usize| out[r * cols + c] - sums[c0 + c];
                         let at = (c0 + c) * n + first;
@@ -258,7 +265,7 @@ impl<K: Kernels> Context<'_, K> {
         let m = x.len() / k;
         let row_bytes = bytes.len() / n;
         let kernels = self.kernels;
-        let tasks = split::task_count(self.executor, m * n * k, K::TASK_MACS / 4);
+        let tasks = split::task_count(self.executor, m * n * k, TASK_MACS / 4);
         split::run(self.executor, tasks, |task| {
             let rows = split::part_of(n, ROWS, tasks, task);
             let mut out = [0.0; ROWS * COLS];
@@ -268,7 +275,7 @@ impl<K: Kernels> Context<'_, K> {
                 for c0 in (0..m).step_by(COLS) {
                     let cols = COLS.min(m - c0);
                     let out = &mut out[..count * cols];
-                    kernels.isa().run(DenseRows { format, w, row_bytes, x: &x[c0 * k..][..cols * k], k, out });
+                    kernels.isa.run(DenseRows { format, w, row_bytes, x: &x[c0 * k..][..cols * k], k, out });
                     for c in 0..cols {
                         // SAFETY: this task alone has these rows.
                         unsafe { sink.store_f32((c0 + c) * n + first, count, |r| out[r * cols + c]) };
@@ -281,13 +288,7 @@ impl<K: Kernels> Context<'_, K> {
 
 impl super::Scratch {
     /// The activations padded to whole blocks (in place if they are), and the sum of each row.
-    fn activations<'a, K: Kernels>(
-        &'a mut self,
-        kernels: K,
-        q: &'a [i8],
-        k: usize,
-        stride: usize,
-    ) -> (&'a [i8], &'a [i32]) {
+    fn activations<'a, S: Simd>(&'a mut self, isa: S, q: &'a [i8], k: usize, stride: usize) -> (&'a [i8], &'a [i32]) {
         struct RowSum<'a>(&'a [i8]);
         impl Body for RowSum<'_> {
             type Out = i32;
@@ -298,7 +299,7 @@ impl super::Scratch {
             }
         }
         self.sums.clear();
-        self.sums.extend(q.chunks_exact(k).map(|row| kernels.isa().run(RowSum(row))));
+        self.sums.extend(q.chunks_exact(k).map(|row| isa.run(RowSum(row))));
         if k == stride {
             return (q, &self.sums);
         }

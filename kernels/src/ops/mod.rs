@@ -9,6 +9,7 @@ use tersor_core::reference::sample;
 use tersor_core::{Error, Executor, Op, Out, Result};
 
 use crate::backend::Kernels;
+use crate::isa::Simd;
 
 /// Memory that a stream keeps from op to op, so that a decode loop allocates nothing once it has grown.
 #[derive(Debug, Default)]
@@ -22,16 +23,16 @@ pub(crate) struct Scratch {
 }
 
 /// What an op runs with.
-pub(crate) struct Context<'a, K> {
-    pub(crate) kernels: K,
+pub(crate) struct Context<'a, S> {
+    pub(crate) kernels: Kernels<S>,
     pub(crate) executor: &'a dyn Executor,
     pub(crate) scratch: &'a mut Scratch,
 }
 
-impl<K: Kernels> Context<'_, K> {
+impl<S: Simd> Context<'_, S> {
     /// Runs an op that has been checked.
     pub(crate) fn run(self, op: Op<'_>) -> Result<()> {
-        let id = K::BACKEND;
+        let id = self.kernels.backend;
         match op {
             Op::Quantize { w, shape, format, codes, scales } => {
                 let codes = codes.host("codes", id)?;

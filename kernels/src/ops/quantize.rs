@@ -8,7 +8,6 @@ use tersor_core::codec::{self, rows_of};
 use tersor_core::{Error, Floats, FloatsMut, Format, Result, Shape, Weight};
 
 use super::Context;
-use crate::backend::Kernels;
 use crate::isa::{Body, Simd};
 use crate::split::{self, Parts};
 
@@ -140,7 +139,7 @@ impl Body for DecodeRows<'_> {
     }
 }
 
-impl<K: Kernels> Context<'_, K> {
+impl<S: Simd> Context<'_, S> {
     pub(super) fn quantize(
         self,
         w: Floats<'_>,
@@ -154,7 +153,7 @@ impl<K: Kernels> Context<'_, K> {
         }
         let scale = self.scale(w)?;
         let stored = codec::storable_scale(format, scale)?;
-        let (isa, rows) = (self.kernels.isa(), rows_of(format, shape));
+        let (isa, rows) = (self.kernels.isa, rows_of(format, shape));
         let tasks = split::task_count(self.executor, w.len(), TASK_ELEMENTS);
         split::chunks_mut(self.executor, &mut codes[..rows.count * rows.bytes], rows.bytes, tasks, |start, out| {
             let first = start / rows.bytes;
@@ -165,7 +164,7 @@ impl<K: Kernels> Context<'_, K> {
     }
 
     fn scale(&self, w: Floats<'_>) -> Result<f32> {
-        let isa = self.kernels.isa();
+        let isa = self.kernels.isa;
         let mut chunks = vec![None; w.len().div_ceil(CHUNK)];
         let tasks = split::task_count(self.executor, w.len(), TASK_ELEMENTS);
         split::chunks_mut(self.executor, &mut chunks, 1, tasks, |first, out| isa.run(ChunkSums { w, first, out }));
@@ -177,7 +176,7 @@ impl<K: Kernels> Context<'_, K> {
     }
 
     fn quantize_groups(self, w: Floats<'_>, group: usize, codes: &mut [u8], scales: &mut [f32]) -> Result<()> {
-        let isa = self.kernels.isa();
+        let isa = self.kernels.isa;
         let tasks = split::task_count(self.executor, w.len(), TASK_ELEMENTS);
         let (codes, scales) = (Parts::new(codes), Parts::new(scales));
         let failed = std::sync::atomic::AtomicBool::new(false);
@@ -196,7 +195,7 @@ impl<K: Kernels> Context<'_, K> {
     }
 
     pub(super) fn dequantize(self, w: &Weight, y: FloatsMut<'_>) -> Result<()> {
-        let isa = self.kernels.isa();
+        let isa = self.kernels.isa;
         let (scales, block) = w.block_scales();
         let rows = rows_of(w.format(), w.shape());
         Error::expect_len("dequantized values", y.len(), rows.count * rows.cols, || format!("shape {}", w.shape()))?;
