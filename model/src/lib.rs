@@ -6,24 +6,32 @@
 //! - [`gguf`] and [`checkpoint`]: the two containers, read without trust in a single byte of them
 //! - [`config`] and [`names`]: hyper-parameters and tensor names, the same for both
 //! - [`source`]: a model's tensors by role, whatever the container and the layout
+//! - [`graph`] and [`generate`](mod@generate): the model on a backend, and text from it
+//! - [`tokenizer`], [`perplexity`], and the model that comes along, [`embedded`]
 //! - [`error`]: one error type, whose messages say what is wrong, where, and what would be right
 #![deny(unsafe_code)]
 
 mod atomic;
 pub mod checkpoint;
 pub mod config;
+pub mod embedded;
 pub mod error;
+pub mod generate;
 pub mod gguf;
 pub mod graph;
 mod mmap;
 pub mod names;
+pub mod perplexity;
 pub mod source;
+pub mod tokenizer;
 
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use error::{Error, Result};
+pub use generate::{Generation, generate};
 pub use gguf::Gguf;
 pub use graph::{LoadProgress, Model, Profile, Session, SessionOptions, TensorSource};
 pub use mmap::map_file;
 pub use names::{LayerPart, Role};
 pub use source::{Linear, ModelFile, OpenOptions};
+pub use tokenizer::Tokenizer;

@@ -20,6 +20,7 @@
 //! do not depend on the backend, on the number of threads, or on how a prompt was cut into chunks.
 
 mod buffers;
+mod file;
 mod forward;
 mod model;
 mod needs;
@@ -28,6 +29,7 @@ mod run;
 mod session;
 mod weights;
 
+pub use file::InFormat;
 pub use model::{LoadProgress, Model};
 pub use needs::required_ops;
 pub use profile::{Place, Profile, Spent};

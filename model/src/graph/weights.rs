@@ -13,11 +13,12 @@ pub trait TensorSource {
     /// The model's hyper-parameters.
     fn config(&self) -> &ModelConfig;
 
-    /// A matrix: a projection in a ternary format, the embedding or the head in a dense one.
+    /// A matrix: a projection in a ternary format, the embedding or the head in a dense one. Where a projection has to be
+    /// quantized first, `backend` does it.
     ///
     /// # Errors
     /// [`Error::MissingTensor`] where there is none, [`Error::Tensor`] where it cannot serve.
-    fn matrix(&self, role: Role) -> Result<Weight>;
+    fn matrix(&self, role: Role, backend: &dyn QuantBackend) -> Result<Weight>;
 
     /// The weights of a norm.
     ///
@@ -116,7 +117,7 @@ impl Loader<'_> {
 
     /// Packs a matrix. Its canonical bytes are dropped on return, unless the packing borrowed them.
     fn matrix(&mut self, role: Role) -> Result<PackedWeight> {
-        let weight = self.source.matrix(role)?;
+        let weight = self.source.matrix(role, self.backend)?;
         let _span = tracing::debug_span!("pack", tensor = %role, format = %weight.format()).entered();
         check_matrix(role, &weight, self.source.config())?;
         self.require(role, &weight)?;
