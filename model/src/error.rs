@@ -209,6 +209,12 @@ pub enum Error {
     /// A format, an operation or a backend said no.
     #[error(transparent)]
     Core(#[from] tersor_core::Error),
+    /// A linear layer without a single weight that is not zero.
+    #[error("tensor {name}: all weights are zero; such uploads exist and are broken. To convert it all the same, allow it")]
+    AllZero {
+        /// The tensor.
+        name: String,
+    },
     /// What a writer was given does not match what it announced.
     #[error("writing GGUF: {problem}")]
     Writer {

@@ -8,12 +8,14 @@
 //! - [`source`]: a model's tensors by role, whatever the container and the layout
 //! - [`graph`] and [`generate`](mod@generate): the model on a backend, and text from it
 //! - [`tokenizer`], [`perplexity`], and the model that comes along, [`embedded`]
+//! - [`mod@convert`], [`mod@verify`], [`quantizer`]: to GGUF in any ternary format, and the proof that nothing was lost
 //! - [`error`]: one error type, whose messages say what is wrong, where, and what would be right
 #![deny(unsafe_code)]
 
 mod atomic;
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
 pub mod embedded;
 pub mod error;
 pub mod generate;
@@ -22,16 +24,21 @@ pub mod graph;
 mod mmap;
 pub mod names;
 pub mod perplexity;
+pub mod quantizer;
 pub mod source;
 pub mod tokenizer;
+pub mod verify;
 
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
+pub use convert::{ConvertOptions, ConvertReport, convert};
 pub use error::{Error, Result};
 pub use generate::{Generation, generate};
 pub use gguf::Gguf;
 pub use graph::{LoadProgress, Model, Profile, Session, SessionOptions, TensorSource};
 pub use mmap::map_file;
 pub use names::{LayerPart, Role};
+pub use quantizer::{OnBackend, Quantizer, Reference};
 pub use source::{Linear, ModelFile, OpenOptions};
 pub use tokenizer::Tokenizer;
+pub use verify::{VerifyReport, verify};

@@ -1,0 +1,132 @@
+//! Conversion: any model this program reads, to GGUF in any ternary format.
+//!
+//! Ternary layers keep their codes and scales bit for bit (the `tq` formats round scales to f16, and the report says when
+//! that changed one). Master weights are quantized, and the report says what that cost. Embedding and head keep their type,
+//! norms become f32.
+
+mod plan;
+mod report;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tersor_core::{Format, codec};
+
+use crate::error::{Error, Result};
+use crate::gguf::GgufWriter;
+use crate::names::Role;
+use crate::quantizer::{Quantizer, Reference};
+use crate::source::ModelFile;
+
+pub use report::{ConvertReport, Fidelity, TensorReport, TernaryReport};
+
+/// What to convert to, and how.
+#[derive(Clone, Copy)]
+pub struct ConvertOptions<'a> {
+    /// The format of the linear layers: one of [`Format::TERNARY`].
+    pub format: Format,
+    /// Quantizes master weights.
+    pub quantizer: &'a dyn Quantizer,
+    /// Accept linear layers that are entirely zero. Some published files have them; they are usually broken.
+    pub allow_all_zero: bool,
+    /// `general.name` of the new file, instead of the source's.
+    pub name: Option<&'a str>,
+}
+
+impl ConvertOptions<'_> {
+    /// Conversion to `format` with the reference quantizer, refusing layers of zeros.
+    #[must_use]
+    pub fn new(format: Format) -> Self {
+        Self { format, quantizer: &Reference, allow_all_zero: false, name: None }
+    }
+}
+
+/// Where a conversion stands: told after each tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    /// Tensors written.
+    pub done: usize,
+    /// Tensors in all.
+    pub total: usize,
+    /// The one just written.
+    pub tensor: &'a TensorReport,
+}
+
+/// Converts `model` to a GGUF file at `out`. The file appears when it is complete and not before; an error or
+/// [`ControlFlow::Break`] from `progress` leaves nothing behind.
+///
+/// # Errors
+/// [`Error::InTensor`] with [`tersor_core::Error::Unit`] where a row length does not fit the format, before anything is
+/// written; [`Error::AllZero`]; [`tersor_core::Error::Cancelled`] after a break; whatever reading and writing can give.
+pub fn convert(
+    model: &ModelFile,
+    out: &Path,
+    options: &ConvertOptions<'_>,
+    progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> Result<ConvertReport> {
+    let start = Instant::now();
+    let roles: Vec<Role> = Role::all(model.config()).collect();
+    let plans = plan::tensors(model, &roles, options.format)?;
+    let metadata = plan::metadata(model, options);
+    let mut writer = GgufWriter::create(out, &metadata, plans)?;
+    let mut tensors = Vec::with_capacity(roles.len());
+    for &role in &roles {
+        let (bytes, report) = one(model, role, options)?;
+        writer.write_tensor(&role.gguf_name(), &bytes)?;
+        tensors.push(report);
+        let now = Progress { done: tensors.len(), total: roles.len(), tensor: &tensors[tensors.len() - 1] };
+        if progress(now).is_break() {
+            return Err(tersor_core::Error::Cancelled.into());
+        }
+    }
+    let path = writer.finish()?;
+    Ok(ConvertReport {
+        path,
+        format: options.format.id(),
+        quantizer: options.quantizer.name().to_owned(),
+        tensors,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+/// The bytes of one tensor of the new file, and what became of it.
+fn one(model: &ModelFile, role: Role, options: &ConvertOptions<'_>) -> Result<(Bytes, TensorReport)> {
+    let start = Instant::now();
+    let (bytes, stored, ternary) = if role.is_linear() {
+        let (bytes, report) = linear(model, role, options)?;
+        (bytes, options.format.id().to_owned(), Some(report))
+    } else {
+        let dense = model.dense(role)?;
+        if role.is_norm() {
+            let values = dense.to_f32()?;
+            (values.iter().flat_map(|v| v.to_le_bytes()).collect(), "f32".to_owned(), None)
+        } else {
+            (dense.data, dense.ty.to_string(), None)
+        }
+    };
+    let source = model.entry(role).map_or_else(String::new, |e| e.stored.clone());
+    let report = TensorReport {
+        name: role.gguf_name(),
+        shape: role.shape(model.config()),
+        source,
+        stored,
+        bytes: bytes.len() as u64,
+        seconds: start.elapsed().as_secs_f64(),
+        ternary,
+    };
+    Ok((bytes, report))
+}
+
+fn linear(model: &ModelFile, role: Role, options: &ConvertOptions<'_>) -> Result<(Bytes, TernaryReport)> {
+    let name = model.entry(role).map_or_else(|| role.gguf_name(), |e| e.name.clone());
+    let source = model.linear(role)?;
+    let weight = source.to_weight(Some(options.format), options.quantizer).map_err(|e| e.in_tensor(&name))?;
+    let written = codec::decode(&weight)?;
+    let report = TernaryReport::new(&source, &written)?;
+    if report.minus + report.plus == 0 && !options.allow_all_zero {
+        return Err(Error::AllZero { name });
+    }
+    Ok((weight.shared_codes(), report))
+}
