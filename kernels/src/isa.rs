@@ -86,3 +86,79 @@ x86_token!(
     "avx2,f16c,bmi1,bmi2,lzcnt,popcnt,avxvnni",
     ["avx2", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avxvnni"]
 );
+
+#[cfg(target_arch = "x86_64")]
+x86_token!(
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+    Isa::Avx512,
+    "avx2,f16c,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl",
+    ["avx2", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avx512f", "avx512bw", "avx512dq", "avx512vl"]
+);
+
+#[cfg(target_arch = "x86_64")]
+x86_token!(
+    /// [`Avx512`] with the dot product `vpdpbusd` on 512 bits.
+    Avx512Vnni,
+    Isa::Avx512Vnni,
+    "avx2,f16c,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
+    ["avx2", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"]
+);
+
+/// AArch64 with Advanced SIMD.
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, Copy)]
+pub struct Neon(());
+
+#[cfg(target_arch = "aarch64")]
+impl Neon {
+    /// The token, if CPU and OS support NEON.
+    pub fn detect() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Neon(()))
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Simd for Neon {
+    const ISA: Option<Isa> = Some(Isa::Neon);
+
+    #[inline]
+    fn run<B: Body>(self, body: B) -> B::Out {
+        #[target_feature(enable = "neon")]
+        fn inner<B: Body>(body: B) -> B::Out {
+            body.run()
+        }
+        // SAFETY: a token exists only where `detect` found NEON.
+        unsafe { inner(body) }
+    }
+}
+
+/// [`Neon`] with the dot product instructions.
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, Copy)]
+pub struct NeonDot(());
+
+#[cfg(target_arch = "aarch64")]
+impl NeonDot {
+    /// The token, if CPU and OS support NEON and its dot products.
+    pub fn detect() -> Option<Self> {
+        let both =
+            std::arch::is_aarch64_feature_detected!("neon") && std::arch::is_aarch64_feature_detected!("dotprod");
+        both.then_some(NeonDot(()))
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Simd for NeonDot {
+    const ISA: Option<Isa> = Some(Isa::NeonDotprod);
+
+    #[inline]
+    fn run<B: Body>(self, body: B) -> B::Out {
+        #[target_feature(enable = "neon,dotprod")]
+        fn inner<B: Body>(body: B) -> B::Out {
+            body.run()
+        }
+        // SAFETY: a token exists only where `detect` found both features.
+        unsafe { inner(body) }
+    }
+}

@@ -18,6 +18,8 @@ pub mod isa;
 pub mod ops;
 pub mod pack;
 pub mod split;
+pub mod tiers;
 
 pub use backend::{CpuBackend, Kernels, Tile};
 pub use isa::{Body, Portable, Simd};
+pub use tiers::Tiers;

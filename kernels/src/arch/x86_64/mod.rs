@@ -1,3 +1,4 @@
-//! x86-64.
+//! x86-64: the same names in each file, so that a diff shows what an ISA changes.
 
-pub mod dots;
+pub mod avx2;
+pub mod avx512;

@@ -14,6 +14,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::arch::{cover, entry};
 use crate::backend::Tile;
 use crate::isa::{Avx2, AvxVnni};
 use crate::pack::{BLOCK, BLOCK_BYTES};
@@ -140,69 +141,11 @@ unsafe fn block_rows<D: Dot, const R: usize, const C: usize>(
     result
 }
 
-/// Covers a tile with register tiles.
-///
-/// # Safety
-/// AVX2 and the ISA of `D` must be enabled in the caller.
-#[inline(always)]
-unsafe fn cover<D: Dot>(tile: Tile<'_>, out: &mut [i32]) {
-    let Tile { w, row_bytes, rows, x, stride, m } = tile;
-    assert!(w.len() >= rows * row_bytes && x.len() >= m * stride && stride == 4 * row_bytes && out.len() >= rows * m);
-    let mut r = 0;
-    macro_rules! steps {
-        ($r:literal, $c:literal, $c0:ident) => {
-            while $c0 + $c <= m {
-                // SAFETY: the assertion above covers rows `r..r + R` and columns `c..c + C`; the ISA is the caller's.
-                let sums: [[i32; $c]; $r] = unsafe {
-                    block_rows::<D, $r, $c>(w.as_ptr().add(r * row_bytes), row_bytes, x.as_ptr().add($c0 * stride))
-                };
-                for (i, row) in sums.iter().enumerate() {
-                    out[(r + i) * m + $c0..][..$c].copy_from_slice(row);
-                }
-                $c0 += $c;
-            }
-        };
-    }
-    if m == 1 {
-        while r + 4 <= rows {
-            let mut c = 0;
-            steps!(4, 1, c);
-            r += 4;
-        }
-    } else {
-        while r + 2 <= rows {
-            let mut c = 0;
-            steps!(2, 4, c);
-            steps!(2, 1, c);
-            r += 2;
-        }
-    }
-    while r < rows {
-        let mut c = 0;
-        steps!(1, 4, c);
-        steps!(1, 1, c);
-        r += 1;
-    }
-}
-
-macro_rules! entry {
-    ($(#[$doc:meta])* $name:ident, $token:ty, $dot:ty, $features:literal) => {
-        $(#[$doc])*
-        pub fn $name(_token: $token, tile: Tile<'_>, out: &mut [i32]) {
-            #[target_feature(enable = $features)]
-            unsafe fn inner(tile: Tile<'_>, out: &mut [i32]) {
-                // SAFETY: the features are enabled here.
-                unsafe { cover::<$dot>(tile, out) }
-            }
-            // SAFETY: the token is proof of the features.
-            unsafe { inner(tile, out) }
-        }
-    };
-}
+cover!(block_rows, 2);
 
 entry!(
     /// [`crate::Kernels::dots`] with AVX2.
-    avx2, Avx2, Madd, "avx2");
+    dots_avx2, Avx2, Madd, "avx2");
 entry!(
     /// [`crate::Kernels::dots`] with AVX-VNNI.
-    avx_vnni, AvxVnni, Vnni, "avx2,avxvnni");
+    dots_avx_vnni, AvxVnni, Vnni, "avx2,avxvnni");
