@@ -99,7 +99,7 @@ pub fn open(entry: &BackendEntry, isa: Option<Isa>, threads: usize) -> Result<Ar
     let backend = (entry.open)(&host.with_isa(isa)).map_err(|source| Error::Open {
         backend: entry.id.into(),
         isa: tier(isa),
-        source,
+        source: Box::new(source),
     })?;
     match (isa, backend.info().isa) {
         (Some(asked), got) if got != Some(asked) => {
