@@ -14,6 +14,7 @@
 
 pub mod arch;
 pub mod backend;
+pub mod ceiling;
 pub mod isa;
 pub mod ops;
 pub mod pack;
