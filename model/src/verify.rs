@@ -23,7 +23,7 @@ pub enum Difference {
         /// The second file's.
         b: String,
     },
-    /// The text of the tokenizer, or its presence.
+    /// The text of the tokenizer, where both have one.
     Tokenizer,
     /// A tensor that only one of them has.
     Missing {
@@ -80,6 +80,8 @@ pub struct VerifyReport {
     pub dense: usize,
     /// Layers of which one file has master weights: these were quantized by the rule first.
     pub quantized: usize,
+    /// Whether the first and the second file come with a tokenizer. One without is no difference of the model.
+    pub tokenizers: (bool, bool),
     /// Everything that differs.
     pub differences: Vec<Difference>,
 }
@@ -109,7 +111,8 @@ impl VerifyReport {
 pub fn verify(a: &ModelFile, b: &ModelFile) -> Result<VerifyReport> {
     let mut report = VerifyReport::default();
     compare_configs(a, b, &mut report.differences);
-    if a.tokenizer_json() != b.tokenizer_json() {
+    report.tokenizers = (a.tokenizer_json().is_some(), b.tokenizer_json().is_some());
+    if report.tokenizers == (true, true) && a.tokenizer_json() != b.tokenizer_json() {
         report.differences.push(Difference::Tokenizer);
     }
     let roles: BTreeSet<Role> = Role::all(a.config()).chain(Role::all(b.config())).collect();
@@ -268,6 +271,11 @@ impl fmt::Display for VerifyReport {
             0 => "identical".to_owned(),
             n => format!("{n} differences"),
         };
+        match self.tokenizers {
+            (true, false) => writeln!(f, "note: only the first file comes with a tokenizer")?,
+            (false, true) => writeln!(f, "note: only the second file comes with a tokenizer")?,
+            _ => {}
+        }
         let (linear, elements, dense) = (self.linear, self.elements, self.dense);
         write!(f, "{linear} ternary tensors ({elements} weights) and {dense} others compared: {verdict}")
     }

@@ -188,7 +188,9 @@ fn models_of_different_shape_compare_without_failing() {
         found.differences.iter().filter(|d| matches!(d, Difference::Missing { from_first: false, .. })).count();
     assert_eq!(missing, 7 * 11);
     assert!(found.differences.iter().any(|d| matches!(d, Difference::Config { key: "layers", .. })));
-    assert!(found.differences.contains(&Difference::Tokenizer));
+    assert_eq!(found.tokenizers, (true, false));
+    let other = packed().with_tokenizer("{}");
+    assert_eq!(verify(&packed(), &other).unwrap().differences, [Difference::Tokenizer]);
 }
 
 #[test]

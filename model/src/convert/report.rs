@@ -128,12 +128,14 @@ fn rule_scale(weights: Floats<'_>) -> Option<f32> {
 impl Fidelity {
     fn new(weights: Floats<'_>, written: &Ternary) -> Self {
         let (mut ww, mut qq, mut wq, mut noise) = (0.0f64, 0.0f64, 0.0f64, 0.0f64);
-        let mut row = vec![0.0; written.shape.cols()];
-        for (r, codes) in written.codes.chunks_exact(row.len()).enumerate() {
-            weights.read(r * row.len(), &mut row);
-            for (c, (&w, &t)) in row.iter().zip(codes).enumerate() {
-                let scale = written.scales[(r * row.len() + c) / written.block];
-                let (w, q) = (f64::from(w), f64::from(t) * f64::from(scale));
+        // Runs inside one scale's block; 4,096 f32 stay in the first-level cache.
+        let run = written.block.clamp(1, 4096);
+        let mut values = vec![0.0; run];
+        for (n, codes) in written.codes.chunks(run).enumerate() {
+            let scale = f64::from(written.scales[n * run / written.block]);
+            weights.read(n * run, &mut values[..codes.len()]);
+            for (&w, &t) in values.iter().zip(codes) {
+                let (w, q) = (f64::from(w), f64::from(t) * scale);
                 ww += w * w;
                 qq += q * q;
                 wq += w * q;

@@ -12,11 +12,12 @@ mod dense;
 mod gguf;
 mod hf;
 mod layout;
+mod linear;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tersor_core::{Format, Ternary, Weight, codec};
+use tersor_core::Format;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::{ModelConfig, TOKENIZER_KEY};
@@ -27,6 +28,7 @@ use crate::names::Role;
 
 pub use dense::Dense;
 pub use layout::{I2sLayout, KernelConfig, Tile};
+pub use linear::Linear;
 
 /// How to read what files do not say about themselves.
 #[derive(Debug, Clone, Default)]
@@ -37,31 +39,6 @@ pub struct OpenOptions {
     pub i2_s_layout: I2sLayout,
     /// The tile sizes of bitnet.cpp's `tl1` and `tl2` tensors. Without them such tensors are refused.
     pub kernels: Option<KernelConfig>,
-}
-
-/// The weights of a linear layer.
-#[derive(Debug, Clone)]
-pub enum Linear {
-    /// Real values, not quantized yet.
-    Master(Dense),
-    /// Ternary, in the canonical bytes of a format: usable without a copy.
-    Packed(Weight),
-    /// Ternary, decoded from a layout that no [`Format`] has.
-    Codes(Ternary),
-}
-
-impl Linear {
-    /// Codes and scales of a layer that is ternary; `None` for master weights.
-    ///
-    /// # Errors
-    /// None for what [`ModelFile::linear`] returns; [`Error::Core`] from the codec otherwise.
-    pub fn ternary(&self) -> Result<Option<Ternary>> {
-        match self {
-            Self::Master(_) => Ok(None),
-            Self::Packed(weight) => Ok(Some(codec::decode(weight)?)),
-            Self::Codes(ternary) => Ok(Some(ternary.clone())),
-        }
-    }
 }
 
 /// One tensor of the model, for listings.
@@ -180,13 +157,18 @@ impl ModelFile {
         self
     }
 
-    /// Looks where people put it: named by the caller, inside the GGUF, beside the model, one directory above.
+    /// Looks where people put it: named by the caller, inside the GGUF, beside the model; for a checkpoint's directory also
+    /// one above, where several forms of one model share it.
     fn find_tokenizer(&mut self, path: &Path) -> Result<()> {
         let near = if path.is_dir() { Some(path) } else { path.parent() };
         let candidates = match &self.options.tokenizer {
             Some(given) => vec![given.clone()],
             None if self.tokenizer.is_some() => Vec::new(),
-            None => near.iter().flat_map(|d| [d.join("tokenizer.json"), d.join("../tokenizer.json")]).collect(),
+            None => {
+                let above = matches!(self.container, Container::Checkpoint(_)).then_some("../tokenizer.json");
+                let names = ["tokenizer.json"].into_iter().chain(above);
+                names.filter_map(|name| near.map(|d| d.join(name))).collect()
+            }
         };
         let given = self.options.tokenizer.is_some();
         if let Some(file) = candidates.into_iter().find(|f| given || f.is_file()) {
@@ -254,7 +236,7 @@ impl ModelFile {
             Container::Gguf(file) => gguf::linear(file, entry, &self.options),
             Container::Checkpoint(checkpoint) => hf::linear(checkpoint, entry, self.config.quantization),
         };
-        linear.and_then(settle).map_err(|e| e.in_tensor(&entry.name))
+        linear.and_then(linear::settle).map_err(|e| e.in_tensor(&entry.name))
     }
 
     /// The embedding, a norm or the head, in the file's own type.
@@ -278,25 +260,6 @@ impl ModelFile {
             why: "the model does not have it (a tied head is the embedding)".to_owned(),
         })
     }
-}
-
-/// ggml stores scale 0 for a block of 256 zeros, whatever the scale of its neighbours. Zero times anything is zero, so
-/// such a block may take the scale of the others, and the tensor is single-scale again.
-fn settle(linear: Linear) -> Result<Linear> {
-    let Linear::Packed(weight) = &linear else { return Ok(linear) };
-    let (scales, block) = weight.block_scales();
-    if scales.iter().all(|s| s.to_bits() == scales[0].to_bits()) {
-        return Ok(linear);
-    }
-    let mut ternary = codec::decode(weight)?;
-    let blank: Vec<bool> = ternary.codes.chunks(block).map(|c| c.iter().all(|&t| t == 0)).collect();
-    let mut used = ternary.scales.iter().zip(&blank).filter(|(_, blank)| !**blank).map(|(s, _)| *s);
-    let Some(scale) = used.next() else { return Ok(linear) };
-    if !used.all(|s| s.to_bits() == scale.to_bits()) {
-        return Ok(linear);
-    }
-    ternary.scales.fill(scale);
-    Ok(Linear::Packed(codec::encode(&ternary, weight.format())?))
 }
 
 fn read_config(path: &Path, checkpoint: &Checkpoint) -> Result<String> {
