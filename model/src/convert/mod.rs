@@ -57,6 +57,24 @@ pub struct Progress<'a> {
 /// Converts `model` to a GGUF file at `out`. The file appears when it is complete and not before; an error or
 /// [`ControlFlow::Break`] from `progress` leaves nothing behind.
 ///
+/// ```
+/// use std::ops::ControlFlow;
+/// use std::path::Path;
+/// use tersor_core::Format;
+/// use tersor_model::{ConvertOptions, ModelFile, convert, verify};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir()?;
+/// # let out = &directory.path().join("fable-26m.gguf");
+/// let packed = ModelFile::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/fable-26m/packed"))?;
+/// let report = convert(&packed, out, &ConvertOptions::new(Format::TQ1_0), &mut |_| ControlFlow::Continue(()))?;
+/// let [minus, zero, plus] = report.tensors[2].ternary.ok_or("not a linear layer")?.shares();
+/// assert!(minus > 0.3 && zero > 0.3 && plus > 0.3);
+/// assert!(verify(&packed, &ModelFile::open(out)?)?.identical());
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// [`Error::InTensor`] with [`tersor_core::Error::Unit`] where a row length does not fit the format, before anything is
 /// written; [`Error::AllZero`]; [`tersor_core::Error::Cancelled`] after a break; whatever reading and writing can give.
