@@ -1,0 +1,124 @@
+//! Opening a model, and choosing a backend for it.
+
+use std::path::Path;
+
+use tersor::core::{DType, OpSpec, Shape};
+use tersor::model::graph::required_ops;
+use tersor::model::source::{KernelConfig, TensorEntry};
+use tersor::model::{Linear, ModelFile, OpenOptions, Role, embedded};
+use tersor::registry::Choice;
+use tersor::{Format, Registry};
+
+use crate::args::Foreign;
+use crate::failure::Failure;
+
+/// What commands say about their model arguments.
+pub(crate) const WHAT_IS_A_MODEL: &str = "\
+A model is a GGUF file, a .safetensors file or index beside its config.json, or a directory with these. The name fable-26m,
+where no such file exists, means the model that comes with the program.";
+
+/// Opens a model: a path, or the name of the embedded one.
+pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<ModelFile, Failure> {
+    let _span = tracing::debug_span!("open", model = %path.display()).entered();
+    if !is_embedded(path) {
+        return Ok(ModelFile::open_with(path, options)?);
+    }
+    let model = embedded::fable_26m()?;
+    match &options.tokenizer {
+        None => Ok(model),
+        Some(file) => Ok(model.with_tokenizer(read(file)?)),
+    }
+}
+
+/// Whether the path is the name of the embedded model. A file of that name comes first.
+pub(crate) fn is_embedded(path: &Path) -> bool {
+    path == Path::new(embedded::NAME) && !path.exists()
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(Failure::file("read", path))
+}
+
+impl Foreign {
+    /// As options for [`open`].
+    pub(crate) fn options(&self) -> Result<OpenOptions, Failure> {
+        let kernels = match &self.kernel_config {
+            None => None,
+            Some(file) => Some(KernelConfig::parse(&read(file)?)?),
+        };
+        Ok(OpenOptions { tokenizer: None, i2_s_layout: self.from_layout.unwrap_or_default(), kernels })
+    }
+}
+
+/// The backend that runs a model: one that does every operation of the pass, for one token and for `batch` together.
+/// `wanted` is the format that the linear layers are brought into, or none.
+pub(crate) fn select(
+    registry: &Registry,
+    model: &ModelFile,
+    wanted: Option<Format>,
+    batch: usize,
+    capacity: usize,
+) -> Result<Choice, Failure> {
+    let config = model.config();
+    let mut formats = Vec::new();
+    for role in Role::all(config).filter(|r| !r.is_norm()) {
+        formats.push((role, operand(model, role, wanted)?));
+    }
+    // A role that the model lacks is not asked for.
+    let format_of = |role| formats.iter().find(|(r, _)| *r == role).map_or((Format::F32, None), |(_, f)| *f);
+    let mut specs = required_ops(config, format_of, 1, capacity)?;
+    specs.extend(required_ops(config, format_of, batch.clamp(1, capacity), capacity)?);
+    specs.extend(quantize_specs(model, wanted.unwrap_or(Format::I2S))?);
+    Ok(registry.select(&specs)?)
+}
+
+/// The format in which a matrix reaches the backend, and the weights per scale where those of a row differ.
+fn operand(model: &ModelFile, role: Role, wanted: Option<Format>) -> Result<(Format, Option<usize>), Failure> {
+    if !role.is_linear() {
+        return Ok((model.dense(role)?.weight()?.format(), None));
+    }
+    let stored = model.entry(role).and_then(stored_format);
+    let format = wanted.or(stored).unwrap_or(Format::I2S);
+    if stored != Some(format) {
+        return Ok((format, None)); // encoded or quantized on loading: one scale
+    }
+    let varied = match model.linear(role)? {
+        Linear::Packed(weight) => weight.uniform_scale().is_none(),
+        Linear::Codes(ternary) => ternary.uniform_scale().is_none(),
+        Linear::Master(_) => false,
+    };
+    Ok((format, format.scale_block().filter(|_| varied)))
+}
+
+/// The ternary format of a tensor in a file, where it is one.
+pub(crate) fn stored_format(entry: &TensorEntry) -> Option<Format> {
+    Format::TERNARY.into_iter().find(|f| f.id() == entry.stored)
+}
+
+/// Linear layers with real weights, which have to be quantized.
+pub(crate) fn masters(model: &ModelFile) -> impl Iterator<Item = &TensorEntry> {
+    model.tensors().filter(|t| t.role.is_linear() && float_type(t).is_some())
+}
+
+fn float_type(entry: &TensorEntry) -> Option<DType> {
+    match entry.stored.as_str() {
+        "f32" => Some(DType::F32),
+        "f16" => Some(DType::F16),
+        "bf16" => Some(DType::BF16),
+        _ => None,
+    }
+}
+
+/// The quantization of each master layer, as questions to backends, each once.
+pub(crate) fn quantize_specs(model: &ModelFile, format: Format) -> Result<Vec<OpSpec>, Failure> {
+    let mut specs = Vec::new();
+    for entry in masters(model) {
+        let (rows, cols) = entry.role.shape(model.config());
+        let from = float_type(entry).unwrap_or(DType::F32);
+        let spec = OpSpec::Quantize { from, format, shape: Shape::new(rows, cols)? };
+        if !specs.contains(&spec) {
+            specs.push(spec);
+        }
+    }
+    Ok(specs)
+}
