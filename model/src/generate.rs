@@ -113,6 +113,26 @@ pub struct Generation {
 ///
 /// The same options give the same text on every backend and with any number of threads.
 ///
+/// ```
+/// use std::ops::ControlFlow;
+/// use tersor_backend_scalar as _; // an entry is linked only where its crate is named
+/// use tersor_core::HostContext;
+/// use tersor_model::generate::{Options, generate};
+/// use tersor_model::{Model, Tokenizer, embedded};
+///
+/// let entry = tersor_core::entries().next().expect("the scalar backend");
+/// let backend = (entry.open)(&HostContext::inline())?;
+/// let file = embedded::fable_26m()?;
+/// let model = Model::load(backend, &file, |_| {})?;
+/// let options = Options { tokens: 4, ..Options::default() };
+/// let story = generate(&model, &Tokenizer::of(&file)?, "Once upon a time there was a little girl", &options, |token| {
+///     print!("{}", token.text);
+///     ControlFlow::Continue(())
+/// })?;
+/// assert_eq!(story.text, " who was called Jack");
+/// # Ok::<(), tersor_model::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::ContextFull`] for a prompt that does not fit; errors of the tokenizer and of the backend.
 pub fn generate(

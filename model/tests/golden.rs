@@ -1,4 +1,5 @@
 //! The embedded model against the golden outputs of an independent reference, compared as tests/data/README.md explains.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! One result, whatever computes it: logits and text are equal bit for bit on every backend and tier of this machine, in
 //! every ternary format, with any number of threads, and however a prompt is cut into chunks.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! Perplexity on held-out text, on the fastest backend alone: the others compute the same logits bit for bit, which
 //! `golden_equality.rs` holds them to.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod support;
 

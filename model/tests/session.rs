@@ -1,20 +1,24 @@
 //! Sessions and generation at their edges: full contexts, calls in the wrong order, models and backends that do not fit.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod support;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use safetensors::tensor::TensorView;
 use support::{GREEDY, backends, fable, golden, load};
 use tersor_core::{
-    BackendInfo, Format, OpKind, OpSpec, PackedWeight, QuantBackend, RawBuffer, Shape, Stream, Support, Weight,
+    BackendInfo, Format, OpKind, OpSpec, PackedWeight, QuantBackend, RawBuffer, Shape, Stream, Support, Weight, codec,
 };
 use tersor_model::config::Activation;
 use tersor_model::generate::{Options, Stop, continue_ids, generate, prompt_logits};
-use tersor_model::graph::Place;
+use tersor_model::graph::{InFormat, Place};
 use tersor_model::perplexity::perplexity;
 use tersor_model::{
-    Error, LayerPart, Model, ModelConfig, ModelFile, Role, Session, SessionOptions, TensorSource, Tokenizer,
+    Checkpoint, Error, LayerPart, Model, ModelConfig, ModelFile, OpenOptions, Role, Session, SessionOptions,
+    TensorSource, Tokenizer,
 };
 
 fn small(model: &Model, capacity: usize) -> Session {
@@ -140,6 +144,54 @@ fn progress_is_told_for_every_tensor() {
     assert!(seen.iter().enumerate().all(|(i, p)| p.done == i + 1 && p.total == seen.len()));
     assert_eq!(seen.last().unwrap().bytes, model.weight_bytes());
     assert_eq!(model.bytes_per_token(), model.weight_bytes(), "the head is the embedding");
+}
+
+#[test]
+fn models_are_shared_between_threads_and_sessions_move_to_them() {
+    fn shared<T: Send + Sync + Clone>(_: &T) {}
+    fn moved<T: Send>(_: &T) {}
+    let model = load(&backends(1)[0].1);
+    shared(&model);
+    moved(&small(&model, 4));
+}
+
+/// Layer 0 in bf16 master weights, as a model of one layer with the embedding of the packed one.
+fn one_layer_of_master_weights() -> ModelFile {
+    let part = Bytes::from_static(include_bytes!("data/master-layer0.safetensors"));
+    let whole = Bytes::from_static(include_bytes!("../assets/fable-26m/packed/model.safetensors"));
+    let (part, whole) = (Checkpoint::from_bytes(part).unwrap(), Checkpoint::from_bytes(whole).unwrap());
+    let others = ["model.embed_tokens.weight", "model.norm.weight"];
+    let tensors = part.tensors().chain(others.map(|name| (name, whole.tensor(name).unwrap())));
+    let views = tensors.map(|(name, t)| (name, TensorView::new(t.dtype, t.shape.clone(), &t.data).unwrap()));
+    let file = safetensors::serialize(views, None).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(include_str!("data/master-layer0.config.json")).unwrap();
+    config["num_hidden_layers"] = 1.into();
+    let checkpoint = Checkpoint::from_bytes(file.into()).unwrap();
+    ModelFile::from_checkpoint(checkpoint, &config.to_string(), &OpenOptions::default()).unwrap()
+}
+
+#[test]
+fn master_weights_are_quantized_on_loading_with_the_codes_of_the_packed_model() {
+    let (master, packed, backend) = (one_layer_of_master_weights(), fable(), &backends(2)[0].1);
+    let role = Role::Layer(0, LayerPart::FfnDown);
+    for format in Format::TERNARY {
+        let file = InFormat { file: &master, format };
+        let got = file.matrix(role, &**backend).unwrap();
+        assert_eq!(got.format(), format);
+        let want = packed.matrix(role, &**backend).unwrap();
+        let (got, want) = (codec::decode(&got).unwrap(), codec::decode(&want).unwrap());
+        assert!(got.codes == want.codes, "{format}");
+        // The packed model rounds the mean of |W| to bf16, half a unit in 2^-8; f16 rounds it much less.
+        assert!((got.scales[0] / want.scales[0] - 1.0).abs() < 1.0 / 256.0, "{format}");
+        let model = Model::load(backend.clone(), &file, |_| {}).unwrap();
+        let mut session = small(&model, 16);
+        let g = &golden()[0];
+        let (first, second) = g.hidden.split_at(g.ids.len() * model.config().hidden_size);
+        let block = session.forward_from_hidden(0, first).unwrap();
+        let difference: f32 = block.iter().zip(second).map(|(a, b)| (a - b) * (a - b)).sum();
+        let size: f32 = second[..block.len()].iter().map(|v| v * v).sum();
+        assert!((difference / size).sqrt() < 0.02, "{format}: {}", (difference / size).sqrt());
+    }
 }
 
 /// The embedded model with something about it changed.
