@@ -1,7 +1,21 @@
 //! The C ABI for backends that live outside Tersor's repository.
 //!
-//! Not built yet. The plan: one exported symbol, `tersor_plugin_v1`, that exchanges size-prefixed `repr(C)` tables; a
-//! generated C header; a macro that turns any [`tersor_core::QuantBackend`] into a plugin; an adapter that turns a plugin
-//! into one. Until then, a backend outside this repository is a crate that submits a [`tersor_core::BackendEntry`] and is
-//! linked into the program.
-#![forbid(unsafe_code)]
+//! Three layers, each with one job:
+//!
+//! * [`raw`]: the C declarations as `repr(C)` structs; `include/tersor_plugin.h` is generated from them.
+//! * `guest`: the plugin's side. [`export_backend!`] turns the [`tersor_core::BackendEntry`] of any backend into a plugin.
+//! * [`host`]: the host's side. [`host::Plugin`] turns a plugin's tables into [`tersor_core::QuantBackend`]s.
+//!
+//! Both sides speak `docs/plugin-abi.md`, so either may be replaced by C.
+//!
+//! # Who trusts whom
+//!
+//! The host validates every op before it crosses, and the plugin's side validates it again, because `Checked` ops can only be made by
+//! `check`; for a product that is a handful of comparisons. A table is read by its size. What a plugin does in its own
+//! memory is beyond any check: `tersor-registry` loads nothing that has not worked in a process of its own before.
+#![deny(unsafe_code)]
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("the plugin ABI is laid out for 64-bit pointers");
+
+pub mod raw;
