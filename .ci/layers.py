@@ -14,7 +14,8 @@ ALLOWED = {
     "tersor-kernels": {"tersor-core"},
     "tersor-backend-*": {"tersor-core", "tersor-kernels"},
     "tersor-abi": {"tersor-core"},
-    "tersor-registry": {"tersor-core", "tersor-abi"},
+    "tersor-pool": {"tersor-core"},
+    "tersor-registry": {"tersor-core", "tersor-abi", "tersor-pool"},
     "tersor-conformance": {"tersor-core"},
     "tersor-model": {"tersor-core", "tersor-registry"},
 }

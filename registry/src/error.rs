@@ -40,13 +40,8 @@ pub enum Error {
         rejected: Vec<Rejected>,
     },
     /// The thread pool could not be started.
-    #[error("cannot start {threads} threads: {reason}")]
-    Threads {
-        /// Threads asked for.
-        threads: usize,
-        /// What the system said.
-        reason: String,
-    },
+    #[error(transparent)]
+    Threads(#[from] tersor_pool::Error),
     /// A backend's own error.
     #[error(transparent)]
     Core(#[from] tersor_core::Error),

@@ -34,9 +34,8 @@ pub mod config;
 mod decision;
 mod error;
 mod find;
-mod pool;
 
 pub use decision::{Choice, Decision, Reason, Rejected};
 pub use error::{Error, Result};
 pub use find::{Found, Registry};
-pub use pool::Pool;
+pub use tersor_pool::Pool;

@@ -1,0 +1,259 @@
+//! The one thread pool of a host: persistent workers that spin briefly between jobs, then park.
+//!
+//! A decode step is a few hundred jobs of tens of microseconds each. Handing a job to sleeping threads costs as much as the
+//! job, and allocating for it costs a lock; so the workers (threads of a `rayon` pool, which names and owns them) wait in a
+//! loop of their own: they watch one atomic word for [`SPIN`], and only then sleep. A job is a borrowed closure and a
+//! counter: nothing is allocated, and the thread that brings it works too. A worker that is still asleep when the tasks are
+//! done is not waited for.
+//!
+//! Jobs do not nest: a task that runs another job on the same pool, or a second thread that comes while one is running,
+//! runs its tasks itself. That is never a deadlock and never a surprise thread.
+#![deny(unsafe_code)]
+
+mod gate;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tersor_core::Executor;
+
+use gate::Gate;
+
+/// How long a worker watches for the next job before it sleeps: longer than the serial parts of a decode step.
+pub const SPIN: Duration = Duration::from_micros(100);
+
+/// Threads could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {threads} threads: {reason}")]
+pub struct Error {
+    /// Threads asked for.
+    pub threads: usize,
+    /// What the system said.
+    pub reason: String,
+}
+
+/// Threads that run the tasks of jobs. The thread that brings a job takes part, so a pool of n starts n - 1.
+#[derive(Debug)]
+pub struct Pool {
+    threads: usize,
+    shared: Arc<Shared>,
+    /// Held for the length of a job.
+    busy: Mutex<()>,
+    // Dropped last: its threads return from `work` once `stop` is set.
+    _workers: Option<rayon::ThreadPool>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    gate: Gate,
+    stop: AtomicBool,
+    sleepers: AtomicUsize,
+    sleep: Mutex<()>,
+    wake: Condvar,
+    /// What the first task to panic said.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    /// A pool of `threads` threads, at least 1.
+    ///
+    /// # Errors
+    /// If the system gives no more threads.
+    pub fn new(threads: usize) -> Result<Self, Error> {
+        let threads = threads.max(1);
+        let shared = Arc::new(Shared::default());
+        let workers = match threads {
+            1 => None,
+            _ => {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads - 1)
+                    .thread_name(|i| format!("tersor-{}", i + 1))
+                    .build()
+                    .map_err(|e| Error { threads, reason: e.to_string() })?;
+                let shared = shared.clone();
+                pool.spawn_broadcast(move |_| shared.work());
+                Some(pool)
+            }
+        };
+        Ok(Pool { threads, shared, busy: Mutex::new(()), _workers: workers })
+    }
+
+    /// One thread for each core that the process may use.
+    #[must_use]
+    pub fn available() -> usize {
+        std::thread::available_parallelism().map_or(1, |n| n.get())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.wake_all();
+    }
+}
+
+impl Executor for Pool {
+    fn threads(&self) -> usize {
+        self.threads
+    }
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        let guard = if self.threads > 1 && tasks > 1 { self.busy.try_lock().ok() } else { None };
+        let Some(_guard) = guard else {
+            return (0..tasks).for_each(task);
+        };
+        let next = AtomicUsize::new(0);
+        let job = || {
+            let mine = catch_unwind(AssertUnwindSafe(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    if i >= tasks {
+                        return;
+                    }
+                    task(i);
+                }
+            }));
+            if let Err(message) = mine {
+                // The others stop at their next task; the first message goes on to the caller.
+                next.store(tasks, Ordering::Relaxed);
+                lock(&self.shared.panic).get_or_insert(message);
+            }
+        };
+        self.shared.gate.open(&job, || {
+            if self.shared.sleepers.load(Ordering::SeqCst) > 0 {
+                self.shared.wake_all();
+            }
+            job();
+        });
+        if let Some(message) = lock(&self.shared.panic).take() {
+            resume_unwind(message);
+        }
+    }
+}
+
+impl Shared {
+    fn wake_all(&self) {
+        // The lock orders this after a sleeper's last look at the gate.
+        drop(lock(&self.sleep));
+        self.wake.notify_all();
+    }
+
+    /// A worker's life.
+    fn work(&self) {
+        // Jobs count from 1, so that a worker that starts late helps with the first.
+        let mut seen = 0;
+        let mut since = Instant::now();
+        while !self.stop.load(Ordering::Relaxed) {
+            if self.gate.enter(&mut seen) {
+                since = Instant::now();
+                continue;
+            }
+            // Reading the clock costs more than a look at the gate.
+            for _ in 0..64 {
+                std::hint::spin_loop();
+            }
+            if since.elapsed() < SPIN {
+                continue;
+            }
+            let asleep = lock(&self.sleep);
+            self.sleepers.fetch_add(1, Ordering::SeqCst);
+            if !self.gate.is_open(seen) && !self.stop.load(Ordering::SeqCst) {
+                drop(self.wake.wait(asleep).unwrap_or_else(PoisonError::into_inner));
+            }
+            self.sleepers.fetch_sub(1, Ordering::SeqCst);
+            since = Instant::now();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_exactly_once_at_any_thread_count() {
+        for threads in [1, 2, 3, 7] {
+            let pool = Pool::new(threads).unwrap();
+            for round in 0..2000 {
+                let tasks = [0, 1, 2, 5, 100][round % 5];
+                let counts: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(tasks, &|i| {
+                    counts[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} threads, {tasks} tasks");
+            }
+        }
+    }
+
+    #[test]
+    fn workers_wake_from_sleep() {
+        let pool = Pool::new(3).unwrap();
+        for pause in [0, 1, 3] {
+            std::thread::sleep(SPIN * pause);
+            let busy = AtomicUsize::new(0);
+            let peak = AtomicUsize::new(0);
+            pool.run(3, &|_| {
+                peak.fetch_max(busy.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(30));
+                busy.fetch_sub(1, Ordering::SeqCst);
+            });
+            assert!(peak.load(Ordering::SeqCst) > 1, "nobody else took a task that slept 30 ms");
+        }
+    }
+
+    #[test]
+    fn jobs_within_jobs_and_from_many_threads_finish() {
+        let pool = Pool::new(4).unwrap();
+        let sum = AtomicUsize::new(0);
+        std::thread::scope(|s| {
+            for _ in 0..4 {
+                s.spawn(|| {
+                    for _ in 0..50 {
+                        pool.run(8, &|i| {
+                            pool.run(3, &|j| {
+                                sum.fetch_add(i * j, Ordering::Relaxed);
+                            })
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.into_inner(), 4 * 50 * 28 * 3);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(3).unwrap();
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(20, &|i| assert!(i != 7, "task seven"));
+        }));
+        let message = panicked.unwrap_err();
+        assert!(message.downcast_ref::<&str>().is_some_and(|m| *m == "task seven"));
+        let ran = AtomicUsize::new(0);
+        pool.run(20, &|_| {
+            ran.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(ran.into_inner(), 20);
+    }
+
+    #[test]
+    fn dropping_a_pool_ends_its_threads() {
+        let weak = {
+            let pool = Pool::new(3).unwrap();
+            pool.run(3, &|_| {});
+            Arc::downgrade(&pool.shared)
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while weak.strong_count() > 0 {
+            assert!(Instant::now() < deadline, "workers still hold the pool");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
