@@ -23,7 +23,8 @@ pub(crate) enum Scales {
 pub(crate) fn matrix(rng: &mut Rng, format: Format, shape: Shape, codes: Vec<i8>, scales: Scales) -> Matrix {
     let blocks = shape.len().div_ceil(layout::block(format, shape));
     let scale = |b: usize| match scales {
-        Scales::One => 0.037_1,
+        // As an f16 it is 1217 * 2^-15: as many significant bits as there are.
+        Scales::One => 0.037_14,
         _ if b == 0 => 0.061_3,
         Scales::Mixed if b % 11 == 5 => 0.0,
         Scales::Mixed if b % 5 == 3 => -0.01 - 0.05 * rng.unit(),
@@ -43,6 +44,13 @@ pub(crate) fn random(rng: &mut Rng, format: Format, shape: Shape, scales: Scales
 pub(crate) fn weight(m: &Matrix) -> Result<Weight, Stop> {
     let (bytes, scales) = layout::encode(m.format, m.shape, &m.codes, &m.scales);
     Ok(Weight::new(m.format, m.shape, bytes, scales)?)
+}
+
+/// Codes and activations whose block sums are large. A tq scale has 11 significant bits, so that the product of a small sum
+/// and its scale is exact, and then no order of additions would show.
+pub(crate) fn heavy(rng: &mut Rng, codes: usize, x: usize) -> (Vec<i8>, Vec<i8>) {
+    let codes = (0..codes).map(|_| [1, 1, 1, 1, 1, 0, 1, -1][rng.below(8)]).collect();
+    (codes, (0..x).map(|_| 60 + rng.below(68) as i8).collect())
 }
 
 /// Scales of `m` rows of activations.
@@ -113,8 +121,12 @@ pub(crate) fn judge_random(
     output: DType,
     epilogue: Epilogue,
 ) -> Verdict {
-    let matrix = random(&mut rig.rng, format, Shape::new(n, k)?, scales);
+    let (codes, x) = match scales {
+        Scales::One => (rig.rng.ternary(n * k), rig.rng.int8(m * k)),
+        Scales::Positive | Scales::Mixed => heavy(&mut rig.rng, n * k, m * k),
+    };
+    let matrix = matrix(&mut rig.rng, format, Shape::new(n, k)?, codes, scales);
     let packed = rig.pack(weight(&matrix)?)?;
-    let (x, x_scales) = (rig.rng.int8(m * k), row_scales(&mut rig.rng, m));
+    let x_scales = row_scales(&mut rig.rng, m);
     Product { matrix: &matrix, packed: &packed, x: &x, x_scales: &x_scales }.judge(rig, output, epilogue)
 }

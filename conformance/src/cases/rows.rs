@@ -64,7 +64,30 @@ pub(super) fn cases(profile: Profile) -> Vec<Case> {
     for (what, size) in [("large", 1e15), ("small", 1e-15), ("squares-are-denormal", 1e-21)] {
         cases.push(Case::new(format!("rms_norm/3x130/{what}"), move |rig| norm(rig, size, 3, 130)));
     }
+    cases.push(Case::new("rms_norm/64x128/contraction", contraction));
+    cases.push(Case::new("rms_norm/64x2560/order", order));
     cases
+}
+
+/// All of a row but two elements of one lane is zero, so that the sum of squares has one addition and no more: a fused
+/// multiply-add rounds it differently in about every third row. Among the sums of long rows that would drown.
+fn contraction(rig: &mut Rig<'_>) -> Verdict {
+    let cols = 128;
+    let mut x = vec![0.0; 64 * cols];
+    for (r, row) in x.chunks_mut(cols).enumerate() {
+        (row[r], row[r + 64]) = (5.0 + 5.0 * rig.rng.unit(), 5.0 + 5.0 * rig.rng.unit());
+    }
+    judge_norm(rig, &x, cols)
+}
+
+/// One element so large that what is added to it later is lost in part: how much is lost, the order of additions says.
+fn order(rig: &mut Rig<'_>) -> Verdict {
+    let cols = 2560;
+    let mut x: Vec<f32> = (0..64 * cols).map(|_| (0.5 + rig.rng.unit()) * 1.2e-4).collect();
+    for (r, row) in x.chunks_mut(cols).enumerate() {
+        row[r] = 1.0;
+    }
+    judge_norm(rig, &x, cols)
 }
 
 fn oracle_rows(x: &[f32], cols: usize) -> Result<(Vec<i8>, Vec<f32>), Stop> {
@@ -90,9 +113,13 @@ fn rows_to_int8(rig: &mut Rig<'_>, what: &str, rows: usize, cols: usize) -> Verd
 
 fn norm(rig: &mut Rig<'_>, size: f32, rows: usize, cols: usize) -> Verdict {
     let x: Vec<f32> = rig.rng.gaussians(rows * cols).into_iter().map(|v| v * size).collect();
+    judge_norm(rig, &x, cols)
+}
+
+fn judge_norm(rig: &mut Rig<'_>, x: &[f32], cols: usize) -> Verdict {
     let w = rig.rng.gaussians(cols);
     let want: Vec<f32> = x.chunks(cols).flat_map(|x| ops::rms_norm(x, &w, EPS)).collect();
-    let (x, w) = (rig.hold(&x)?, rig.hold(&w)?);
+    let (x, w) = (rig.hold(x)?, rig.hold(&w)?);
     let mut y = rig.blank(want.len())?;
     rig.submit(Op::RmsNorm { x: x.input(), w: w.input(), eps: EPS, y: y.output() })?;
     same("normalized", cols, &rig.read(&y)?, &want)

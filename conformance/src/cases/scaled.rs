@@ -3,7 +3,7 @@
 use tersor_core::{DType, Epilogue, Format, Shape};
 
 use super::matmul::{M, N, short_row};
-use super::operands::{Product, Scales, judge_random, random, row_scales, weight};
+use super::operands::{Product, Scales, heavy, judge_random, matrix, random, row_scales, weight};
 use super::{Case, ternary_formats};
 use crate::compare::fail;
 use crate::rig::Stop;
@@ -53,13 +53,14 @@ pub(super) fn cases(profile: Profile) -> Vec<Case> {
 fn zero_blocks(format: Format, block: usize) -> Case {
     Case::new(format!("matmul/{format}/m3.n4.k{}/zero-blocks", 5 * block), move |rig| {
         let shape = Shape::new(4, 5 * block)?;
-        let mut matrix = random(&mut rig.rng, format, shape, Scales::One);
+        let (codes, x) = heavy(&mut rig.rng, shape.len(), 3 * 5 * block);
+        let mut matrix = matrix(&mut rig.rng, format, shape, codes, Scales::One);
         for b in [0, 7, 8] {
             matrix.codes[b * block..(b + 1) * block].fill(0);
             matrix.scales[b] = 0.0;
         }
         let packed = rig.pack(weight(&matrix)?)?;
-        let (x, x_scales) = (rig.rng.int8(3 * 5 * block), row_scales(&mut rig.rng, 3));
+        let x_scales = row_scales(&mut rig.rng, 3);
         let product = Product { matrix: &matrix, packed: &packed, x: &x, x_scales: &x_scales };
         product.sums(rig, Epilogue::Store)?;
         product.scaled(rig, Epilogue::Store)
