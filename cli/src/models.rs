@@ -51,13 +51,12 @@ impl Foreign {
 }
 
 /// The backend that runs a model: one that does every operation of the pass, for one token and for `batch` together.
-/// `wanted` is the format that the linear layers are brought into, or none.
+/// `wanted` is the format that the linear layers are brought into, or none; decision and error call the model `name`.
 pub(crate) fn select(
     registry: &Registry,
-    model: &ModelFile,
+    (model, name): (&ModelFile, &str),
     wanted: Option<Format>,
-    batch: usize,
-    capacity: usize,
+    (batch, capacity): (usize, usize),
 ) -> Result<Choice, Failure> {
     let config = model.config();
     let mut formats = Vec::new();
@@ -69,7 +68,17 @@ pub(crate) fn select(
     let mut specs = required_ops(config, format_of, 1, capacity)?;
     specs.extend(required_ops(config, format_of, batch.clamp(1, capacity), capacity)?);
     specs.extend(quantize_specs(model, wanted.unwrap_or(Format::I2S))?);
-    Ok(registry.select(&specs)?)
+    let format = wanted.map(|f| format!(" in {f}")).unwrap_or_default();
+    let what = format!("{name}{format} ({} kinds of operation)", specs.len());
+    // The registry knows operations; a person knows the model.
+    match registry.select(&specs) {
+        Ok(mut choice) => {
+            choice.decision.what = what;
+            Ok(choice)
+        }
+        Err(tersor::Error::NoCandidate { rejected, .. }) => Err(tersor::Error::NoCandidate { what, rejected }.into()),
+        Err(other) => Err(other.into()),
+    }
 }
 
 /// The format in which a matrix reaches the backend, and the weights per scale where those of a row differ.

@@ -154,7 +154,8 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
     let options = generation(args);
     let prompt = tokenizer.encode(&args.prompt)?;
     let capacity = file.config().context_length.min(prompt.len().saturating_add(options.tokens)).max(1);
-    let choice = models::select(&registry, &file, args.format, options.batch, capacity)?;
+    let choice =
+        models::select(&registry, (&file, &args.model.display().to_string()), args.format, (options.batch, capacity))?;
     let (model, load) = load(&choice, &file, args.format)?;
     if let Some(path) = &args.logits {
         write_logits(&model, &prompt, path)?;

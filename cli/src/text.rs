@@ -57,6 +57,12 @@ pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
+/// A float as JSON, with the fewest digits that read back as the same f32; `json!` would widen it to f64 and show 0.00001 as
+/// 9.999999747378752e-6. What JSON has no number for is null.
+pub(crate) fn json_f32(value: f32) -> serde_json::Value {
+    serde_json::from_str(&serde_json::to_string(&value).unwrap_or_default()).unwrap_or_default()
+}
+
 /// `2560 x 6912`.
 pub(crate) fn shape((rows, cols): (usize, usize)) -> String {
     format!("{rows} x {cols}")
@@ -102,6 +108,13 @@ mod tests {
         assert_eq!(bytes(0), "0 B");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+    }
+
+    #[test]
+    fn floats_keep_their_short_form() {
+        assert_eq!(json_f32(1e-5).to_string(), "0.00001");
+        assert_eq!(json_f32(0.1).to_string(), "0.1");
+        assert!(json_f32(f32::NAN).is_null());
     }
 
     #[test]

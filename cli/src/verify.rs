@@ -11,7 +11,7 @@ use tersor::model::{ModelFile, OpenOptions, VerifyReport};
 use crate::args::Foreign;
 use crate::context::{Context, stdout};
 use crate::failure::{Exit, Failure};
-use crate::models;
+use crate::{models, text};
 
 /// Compare two models, whatever their containers and formats: ternary values, scales, everything else
 ///
@@ -133,6 +133,7 @@ fn as_json(difference: &Difference) -> Value {
             json!({ "kind": "codes", "tensor": tensor, "count": count, "row": at.0, "col": at.1, "a": a, "b": b })
         }
         Difference::Scale { tensor, count, a, b, f16_rounding } => {
+            let (a, b) = (text::json_f32(*a), text::json_f32(*b));
             json!({ "kind": "scale", "tensor": tensor, "count": count, "a": a, "b": b, "f16_rounding": f16_rounding })
         }
         Difference::Dense { tensor, count, .. } => json!({ "kind": "dense", "tensor": tensor, "count": count }),
