@@ -1,4 +1,5 @@
 //! What is linked into the program, and how it is listed.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Files from format to format, and the proof that nothing was lost on the way.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "cpu")]
 
 mod support;

@@ -1,4 +1,5 @@
 //! What is wrong, where, and what would be right.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "cpu")]
 
 mod support;

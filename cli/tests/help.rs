@@ -1,4 +1,5 @@
 //! Help that teaches, and output that ends when nobody reads it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 

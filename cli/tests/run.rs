@@ -1,4 +1,5 @@
 //! Text from the embedded model.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "cpu")]
 
 mod support;
