@@ -199,8 +199,8 @@
 // Epilogue: add it to what the output holds.
 #define TERSOR_ADD 1
 
-// Flag of `TersorPack` and `TersorRan`: the weight's codes are used in place after the call. The host keeps them: for a
-// pack until it is freed, for an op until the process ends.
+// Flag: the weight's codes are used in place after the call, and the host keeps them. In `TersorPack`, until the pack is
+// freed; in `TersorRan` and as the answer of `free_pack`, until the process ends.
 #define TERSOR_KEEPS_CODES 1
 
 // Static UTF-8 text of whoever wrote it; never freed.
@@ -347,7 +347,7 @@ typedef struct TersorWeight {
   struct TersorU8 codes;
   // Separate scales (group forms only).
   struct TersorF32 scales;
-  // Weights of a row that share a scale; 0 for a single-scale (or dense) weight: then one scale serves all rows.
+  // For `pack`: weights of a row that share a scale; 0 for a single-scale (or dense) weight, where one scale serves all.
   uint64_t scale_block;
 } TersorWeight;
 
@@ -754,8 +754,8 @@ typedef struct TersorBackend {
                   const struct TersorWeight *weight,
                   struct TersorPack *out,
                   struct TersorError *err);
-  // Frees a pack.
-  void (*free_pack)(void *instance, void *pack);
+  // Frees a pack. Returns flags: `TERSOR_KEEPS_CODES` if the weight's codes are used all the same, or 0.
+  uint32_t (*free_pack)(void *instance, void *pack);
   // Opens an ordered queue of work.
   int32_t (*open_stream)(void *instance, void **out, struct TersorError *err);
   // Closes it.

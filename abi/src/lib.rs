@@ -18,4 +18,8 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("the plugin ABI is laid out for 64-bit pointers");
 
+mod codes;
+#[doc(hidden)]
+pub mod guest;
+pub mod host;
 pub mod raw;

@@ -1,4 +1,5 @@
 //! The committed header is the one that the declarations make, and C and C++ see the layout that Rust sees.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests; their helpers are not marked as such")]
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -205,8 +205,8 @@ pub struct TersorBackend {
             err: *mut TersorError,
         ) -> i32,
     >,
-    /// Frees a pack.
-    pub free_pack: Option<unsafe extern "C" fn(instance: *mut c_void, pack: *mut c_void)>,
+    /// Frees a pack. Returns flags: `TERSOR_KEEPS_CODES` if the weight's codes are used all the same, or 0.
+    pub free_pack: Option<unsafe extern "C" fn(instance: *mut c_void, pack: *mut c_void) -> u32>,
     /// Opens an ordered queue of work.
     pub open_stream:
         Option<unsafe extern "C" fn(instance: *mut c_void, out: *mut *mut c_void, err: *mut TersorError) -> i32>,

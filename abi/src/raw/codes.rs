@@ -137,6 +137,6 @@ pub const TERSOR_STORE: u32 = 0;
 /// Epilogue: add it to what the output holds.
 pub const TERSOR_ADD: u32 = 1;
 
-/// Flag of `TersorPack` and `TersorRan`: the weight's codes are used in place after the call. The host keeps them: for a
-/// pack until it is freed, for an op until the process ends.
+/// Flag: the weight's codes are used in place after the call, and the host keeps them. In `TersorPack`, until the pack is
+/// freed; in `TersorRan` and as the answer of `free_pack`, until the process ends.
 pub const TERSOR_KEEPS_CODES: u32 = 1;

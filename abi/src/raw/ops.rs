@@ -23,7 +23,7 @@ pub struct TersorWeight {
     pub codes: TersorU8,
     /// Separate scales (group forms only).
     pub scales: TersorF32,
-    /// Weights of a row that share a scale; 0 for a single-scale (or dense) weight: then one scale serves all rows.
+    /// For `pack`: weights of a row that share a scale; 0 for a single-scale (or dense) weight, where one scale serves all.
     pub scale_block: u64,
 }
 
