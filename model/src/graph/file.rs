@@ -1,11 +1,12 @@
 //! Model files as sources of weights.
 
-use tersor_core::{Error as CoreError, Format, QuantBackend, Weight, codec};
+use tersor_core::{Format, QuantBackend, Weight};
 
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::names::Role;
-use crate::source::{Linear, ModelFile};
+use crate::quantizer::OnBackend;
+use crate::source::ModelFile;
 
 use super::weights::TensorSource;
 
@@ -54,20 +55,6 @@ impl TensorSource for InFormat<'_> {
 
 /// A linear layer in `wanted`, or in its own format where nothing is wanted and it has one.
 fn linear(file: &ModelFile, role: Role, wanted: Option<Format>, backend: &dyn QuantBackend) -> Result<Weight> {
-    let format = wanted.unwrap_or(Format::I2S);
-    let encoded = match file.linear(role)? {
-        Linear::Packed(weight) if wanted.is_none_or(|f| f == weight.format()) => return Ok(weight),
-        Linear::Packed(weight) => codec::decode(&weight).and_then(|t| codec::encode(&t, format)),
-        Linear::Codes(ternary) => codec::encode(&ternary, format),
-        Linear::Master(dense) => dense.with_floats(|w| {
-            let len = format.encoded_len(dense.shape)?;
-            let (mut codes, mut scales) = (vec![0; len.bytes], vec![0.0; len.scales]);
-            backend.quantize(w, dense.shape, format, &mut codes, &mut scales)?;
-            Weight::new(format, dense.shape, codes, scales)
-        })?,
-    };
-    encoded.map_err(|e: CoreError| {
-        let name = file.entry(role).map_or_else(|| role.to_string(), |e| e.name.clone());
-        crate::Error::from(e).in_tensor(&name)
-    })
+    let weight = file.linear(role)?.to_weight(wanted, &OnBackend(backend));
+    weight.map_err(|e| e.in_tensor(file.entry(role).map_or(&role.to_string(), |entry| &entry.name)))
 }

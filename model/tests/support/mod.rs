@@ -13,6 +13,8 @@ use tersor_model::{Model, ModelFile, embedded};
 
 // A dependency that no code mentions is not linked, and its entry would be missing.
 use tersor_backend_cpu_avx2 as _;
+use tersor_backend_cpu_avx512 as _;
+use tersor_backend_cpu_neon as _;
 use tersor_backend_scalar as _;
 
 pub(crate) const GREEDY: SampleParams = SampleParams { temperature: 0.0, top_k: None, seed: 0 };
