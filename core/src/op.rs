@@ -1,5 +1,7 @@
 //! What can be computed: [`Op`], the same as a question: [`OpSpec`], and the seal of validation: [`Checked`].
 
+mod reborrow;
+
 use std::fmt;
 
 use half::{bf16, f16};

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use tersor_core::QuantBackend;
 
+use crate::tune::Route;
+
 /// A backend and why it was chosen.
 #[derive(Debug, Clone)]
 pub struct Choice {
@@ -28,6 +30,9 @@ pub struct Decision {
     pub kernels: Vec<&'static str>,
     /// The candidates that were not chosen.
     pub rejected: Vec<Rejected>,
+    /// Who runs each product and by what measurement; empty where nothing was to be measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
 }
 
 /// Why a backend was chosen.
@@ -49,6 +54,13 @@ pub enum Reason {
     Priority {
         /// The priority.
         priority: i32,
+    },
+    /// Products were measured; the routes have the times.
+    Measured {
+        /// Products with a measurement.
+        measured: usize,
+        /// All of them.
+        of: usize,
     },
     /// `cuda-or-cpu` was asked for, and no GPU can do it.
     Fallback {
@@ -74,6 +86,7 @@ impl fmt::Display for Reason {
             Reason::Priority { priority } => {
                 write!(f, "highest static priority ({priority}); nothing has been measured")
             }
+            Reason::Measured { measured, of } => write!(f, "measured ({measured} of {of} products)"),
             Reason::Fallback { reason } => write!(f, "cuda-or-cpu fell back to the CPU: {reason}"),
         }
     }
@@ -85,6 +98,6 @@ impl fmt::Display for Decision {
         for r in &self.rejected {
             write!(f, "\n  not {}: {}", r.id, r.reason)?;
         }
-        Ok(())
+        self.routes.iter().try_for_each(|route| write!(f, "\n  {route}"))
     }
 }

@@ -6,8 +6,11 @@ use dashmap::DashMap;
 use tersor_core::host::LogLevel;
 use tersor_core::{BackendEntry, DeviceKind, HostContext, Isa, OpSpec, Probe, QuantBackend, Support, entries};
 
+use crate::config::TuneMode;
 use crate::config::{Config, Device};
 use crate::decision::{Choice, Decision, Reason, Rejected};
+use crate::tune::select::{Tiers, Tuned};
+use crate::tune::{Fingerprint, Route, Tuner, Workload};
 use crate::{Error, Pool, Result};
 
 /// A backend that is linked into this program, and what its probe said.
@@ -32,7 +35,12 @@ pub struct Registry {
     found: Vec<Found>,
     host: HostContext,
     open: DashMap<&'static str, Arc<dyn QuantBackend>>,
+    tiers: Tiers,
+    tuner: Arc<Tuner>,
 }
+
+/// A candidate that can do what is asked: its backend, open, and the kernels that would run.
+type Eligible<'a> = (&'a Found, Arc<dyn QuantBackend>, Vec<&'static str>);
 
 impl Registry {
     /// Probes every linked backend and starts the pool.
@@ -57,7 +65,8 @@ impl Registry {
                 LogLevel::Info => tracing::info!("{message}"),
                 LogLevel::Debug => tracing::debug!("{message}"),
             });
-        let registry = Registry { config, found, host, open: DashMap::new() };
+        let tuner = Arc::new(Tuner::new(&config.tune, Fingerprint::of(&found)));
+        let registry = Registry { config, found, host, open: DashMap::new(), tiers: Tiers::new(), tuner };
         for (key, ids) in
             [("select.order", &registry.config.select.order), ("select.deny", &registry.config.select.deny)]
         {
@@ -81,6 +90,20 @@ impl Registry {
     /// What opened backends get from their host; through it, work can be cancelled.
     pub fn host(&self) -> &HostContext {
         &self.host
+    }
+
+    /// What measures kernels and remembers the winners.
+    pub fn tuner(&self) -> &Arc<Tuner> {
+        &self.tuner
+    }
+
+    /// Opens a backend at one of its lower tiers.
+    pub(crate) fn open_tier(&self, found: &Found, isa: Isa) -> Result<Arc<dyn QuantBackend>> {
+        if let Some(open) = self.tiers.get(&(found.entry.id, isa)) {
+            return Ok(open.clone());
+        }
+        let backend = (found.entry.open)(&self.host.clone().with_isa(Some(isa)))?;
+        Ok(self.tiers.entry((found.entry.id, isa)).or_insert(backend).clone())
     }
 
     /// Opens a backend by id, or returns it if it is open already.
@@ -130,6 +153,13 @@ impl Registry {
 
     /// Chooses a backend that does all of `specs`.
     pub fn select(&self, specs: &[OpSpec]) -> Result<Choice> {
+        self.select_for(&specs.into())
+    }
+
+    /// Chooses a backend for everything that a program is about to do. With `tune.mode` other than "off", products go to
+    /// those that were measured fastest, and what is missing may be measured now.
+    pub fn select_for(&self, workload: &Workload<'_>) -> Result<Choice> {
+        let specs = workload.specs;
         let what = describe(specs);
         let _span = tracing::info_span!("select", %what).entered();
         let named = self.named(specs);
@@ -137,22 +167,53 @@ impl Registry {
             self.entry(id, || self.asked_by(key))?;
         }
         let mut rejected = Vec::new();
-        let mut chosen: Option<(&Found, Arc<dyn QuantBackend>, Vec<&'static str>)> = None;
+        let mut eligible: Vec<Eligible<'_>> = Vec::new();
         for found in self.in_order() {
-            let verdict = match &chosen {
-                Some((winner, ..)) => Err(format!("{} comes first", winner.entry.id)),
-                None => self.eligible(found, named.as_ref().map(|(_, id)| *id), specs),
+            let verdict = match eligible.first() {
+                Some((first, ..)) if !self.may_rival(first, found) => Err(format!("{} comes first", first.entry.id)),
+                _ => self.eligible(found, named.as_ref().map(|(_, id)| *id), specs),
             };
             match verdict {
-                Ok((backend, kernels)) => chosen = Some((found, backend, kernels)),
+                Ok((backend, kernels)) => eligible.push((found, backend, kernels)),
                 Err(reason) => rejected.push(Rejected { id: found.entry.id.into(), reason }),
             }
         }
-        let Some((found, backend, kernels)) = chosen else { return Err(Error::NoCandidate { what, rejected }) };
+        let open: Vec<_> = eligible.iter().map(|(found, backend, _)| (*found, backend.clone())).collect();
+        let tuned = match open.first() {
+            Some((_, first)) if first.info().is_host() => self.tune(&open, workload),
+            _ => None,
+        };
+        if eligible.is_empty() {
+            return Err(Error::NoCandidate { what, rejected });
+        }
+        let (found, backend, kernels) = eligible.remove(0);
         let because = self.reason(found, named, &rejected);
-        let decision = Decision { what, chosen: found.entry.id.into(), because, kernels, rejected };
+        let others = eligible.iter().map(|(f, ..)| f.entry.id);
+        let decision = match tuned {
+            None => {
+                let reason = format!("{} comes first", found.entry.id);
+                rejected.extend(others.map(|id| Rejected { id: id.into(), reason: reason.clone() }));
+                Decision { what, chosen: found.entry.id.into(), because, kernels, rejected, routes: Vec::new() }
+            }
+            Some(Tuned { backend: best, routes }) => {
+                rejected.extend(others.map(|id| Rejected { id: id.into(), reason: told_by(&routes, id) }));
+                let kernels = kernels_of(&*best, specs);
+                let chosen = best.info().id.to_string();
+                let measured = routes.iter().filter(|r| r.basis.record().is_some()).count();
+                let because = if measured == 0 { because } else { Reason::Measured { measured, of: routes.len() } };
+                tracing::info!(chosen, %because, "selected");
+                let decision = Decision { what, chosen, because, kernels, rejected, routes };
+                return Ok(Choice { backend: best, decision });
+            }
+        };
         tracing::info!(chosen = decision.chosen, because = %decision.because, "selected");
         Ok(Choice { backend, decision })
+    }
+
+    /// Whether `other` is measured against the backend that static order puts first. A place in `select.order` is the
+    /// user's word and is not measured; neither are devices of another kind, whose memory is another.
+    fn may_rival(&self, first: &Found, other: &Found) -> bool {
+        self.tuner.mode() != TuneMode::Off && self.place(first).is_none() && !first.is_gpu() && !other.is_gpu()
     }
 
     /// All candidates, best first, before it is known what they can do.
@@ -220,6 +281,28 @@ impl Registry {
             }
         }
         Ok((backend, kernels))
+    }
+}
+
+/// The kernels that run `specs`, each once.
+fn kernels_of(backend: &dyn QuantBackend, specs: &[OpSpec]) -> Vec<&'static str> {
+    let mut kernels = Vec::new();
+    for spec in specs {
+        match backend.supports(spec) {
+            Support::Yes { kernel } if !kernels.contains(&kernel) => kernels.push(kernel),
+            _ => {}
+        }
+    }
+    kernels
+}
+
+/// Why a backend that can do everything was not chosen for everything.
+fn told_by(routes: &[Route], id: &str) -> String {
+    let is = |name: &str| name.split('/').next() == Some(id);
+    let won = routes.iter().filter(|r| is(&r.chosen)).count();
+    match won {
+        0 => "slower, or not measured, in each product; see the routes".into(),
+        _ => format!("chosen for {won} of {} products; see the routes", routes.len()),
     }
 }
 

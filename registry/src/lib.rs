@@ -22,8 +22,8 @@
 //! Among the backends that are usable here and do all that is asked, the first in `select.order`, then the one of highest
 //! static priority. `select.backend` and `select.formats.*` name one backend and never fall back; `select.device` narrows
 //! the kinds of device, and only `cuda-or-cpu` may fall back, which the decision then says. Every [`Decision`] lists the
-//! candidates that were not chosen, each with its reason. Measured choice will enter at [`select`](Registry::select),
-//! between eligibility and static order; until then [`Reason`] has no such variant.
+//! candidates that were not chosen, each with its reason. With `tune.mode` other than "off", products go to
+//! the kernel that was measured fastest ([`tune`]); the decision then has a [`Route`](tune::Route) for each.
 //!
 //! # Threads
 //!
@@ -34,6 +34,7 @@ pub mod config;
 mod decision;
 mod error;
 mod find;
+pub mod tune;
 
 pub use decision::{Choice, Decision, Reason, Rejected};
 pub use error::{Error, Result};

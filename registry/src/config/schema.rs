@@ -80,14 +80,15 @@ sections! {
 
     /// Measuring which kernel is fastest.
     Tune [tune] {
-        /// When kernels are measured.
-        Later mode: TuneMode = TuneMode::Cached;
+        /// When kernels are measured: "off" is never, "cached" uses the cache and measures what it lacks at start within the
+        /// budget, "on-miss" measures a weight shape when it is first packed, "full" measures everything again.
+        Now mode: TuneMode = TuneMode::Off;
         /// The most milliseconds that measuring may take at a cold start.
-        Later budget_ms: u64 = 2000;
+        Now budget_ms: u64 = 300;
         /// The directory of measured results; "auto" is Tersor's place in the user's cache directory.
-        Later cache: Option<PathBuf> = None;
+        Now cache: Option<PathBuf> = None;
         /// Shapes to measure besides those of the model, as "MxNxK".
-        Later shapes: Vec<MatMulShape> = Vec::new();
+        Now shapes: Vec<MatMulShape> = Vec::new();
     }
 
     /// GPU backends.

@@ -64,9 +64,9 @@ pub enum Device {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum TuneMode {
     /// Never: static priority decides.
+    #[default]
     Off,
     /// Use the cache, measure what it lacks within the budget at start.
-    #[default]
     Cached,
     /// Measure a shape when it is first used.
     OnMiss,

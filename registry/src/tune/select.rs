@@ -1,0 +1,244 @@
+//! Measured selection: between eligibility and static order.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use tersor_core::{Format, Isa, OpSpec, PackTag, Probe, QuantBackend};
+
+use super::candidate::Contender;
+use super::key::{Key, WeightClass};
+use super::record::Fate;
+use super::routed::{ClassPlan, Plans, Routed, slot};
+use super::stats::TIE;
+use super::subject::Subject;
+use super::tuner::{Basis, Effort, Resolved};
+use crate::config::TuneMode;
+use crate::{Found, Registry, Rejected};
+
+/// What a program is about to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Workload<'a> {
+    /// Every operation, each once.
+    pub specs: &'a [OpSpec],
+    /// Bytes of all weights that lie between two uses of one, where it is known: a model that fits in the cache is measured
+    /// in the cache.
+    pub weight_bytes: Option<u64>,
+}
+
+impl<'a> From<&'a [OpSpec]> for Workload<'a> {
+    fn from(specs: &'a [OpSpec]) -> Self {
+        Workload { specs, weight_bytes: None }
+    }
+}
+
+/// The choice for one key, as a [`Decision`](crate::Decision) tells it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Route {
+    /// The key's name.
+    pub key: String,
+    /// Backend and tier that run it.
+    pub chosen: String,
+    /// The kernel.
+    pub kernel: String,
+    /// How the choice came about.
+    pub basis: Basis,
+    /// Who is faster but was not chosen, because the weight is packed once for all numbers of rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
+    /// The others, each with its time or its reason.
+    pub rejected: Vec<Rejected>,
+}
+
+/// Contenders of a workload and what came of them.
+pub(crate) struct Tuned {
+    pub(crate) backend: Arc<dyn QuantBackend>,
+    pub(crate) routes: Vec<Route>,
+}
+
+impl Registry {
+    /// Every tier of these backends, in the fixed order: that of the backends, and the highest tier of each first.
+    pub(crate) fn contenders(&self, eligible: &[(&Found, Arc<dyn QuantBackend>)], specs: &[OpSpec]) -> Vec<Contender> {
+        let mut all = Vec::new();
+        for (found, backend) in eligible {
+            all.push(Contender::new(backend.clone()));
+            let lower = match &found.probe {
+                Probe::Usable { devices } if self.host().isa.is_none() => {
+                    devices.iter().flat_map(|d| d.isas.iter().rev())
+                }
+                _ => continue,
+            };
+            for isa in lower.copied().filter(|isa| Some(*isa) != backend.info().isa) {
+                match self.open_tier(found, isa) {
+                    Ok(tier) if specs.iter().all(|s| tier.supports(s).is_yes()) => all.push(Contender::new(tier)),
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!(backend = found.entry.id, %isa, %error, "no contender"),
+                }
+            }
+        }
+        all
+    }
+
+    /// The keys that a workload has, those of `tune.shapes` last.
+    pub(crate) fn keys(&self, specs: &[OpSpec]) -> Vec<Key> {
+        let threads = self.host().executor().threads();
+        let mut formats: Vec<Format> = Vec::new();
+        let ternary = |spec: &OpSpec| match spec {
+            OpSpec::MatMul { format, .. } if format.is_ternary() => Some(*format),
+            _ => None,
+        };
+        specs.iter().filter_map(ternary).for_each(|f| {
+            if !formats.contains(&f) {
+                formats.push(f);
+            }
+        });
+        let shapes = &self.config().tune.shapes;
+        let extra = formats
+            .iter()
+            .flat_map(|f| shapes.iter().map(|s| OpSpec::matmul(*f, s.m as usize, s.n as usize, s.k as usize)));
+        let mut keys: Vec<Key> = Vec::new();
+        for key in specs.iter().copied().chain(extra).filter_map(|spec| Key::of(&spec, threads)) {
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        keys
+    }
+
+    /// Chooses by measurement among host backends; `None` where there is nothing to choose.
+    pub(crate) fn tune(&self, eligible: &[(&Found, Arc<dyn QuantBackend>)], workload: &Workload<'_>) -> Option<Tuned> {
+        let mode = self.tuner().mode();
+        let contenders = self.contenders(eligible, workload.specs);
+        let keys = self.keys(workload.specs);
+        if contenders.len() < 2 || keys.is_empty() {
+            return None;
+        }
+        let effort = match mode {
+            TuneMode::Off => return None,
+            TuneMode::Cached => Effort::Missing,
+            TuneMode::OnMiss => Effort::Known,
+            TuneMode::Full => Effort::Again,
+        };
+        let resolved = self.tuner().resolve(&keys, &contenders, workload.weight_bytes, effort, |_| ());
+        Some(self.assemble(&resolved, contenders, mode == TuneMode::OnMiss))
+    }
+
+    fn assemble(&self, resolved: &[Resolved], contenders: Vec<Contender>, on_miss: bool) -> Tuned {
+        let mut plans: Vec<ClassPlan> = Vec::new();
+        for key in resolved.iter().map(|r| r.key) {
+            if !plans.iter().any(|p| p.class == key.weight) {
+                let of_class: Vec<_> = resolved.iter().filter(|r| r.key.weight == key.weight).cloned().collect();
+                plans.extend(plan(key.weight, &of_class, &contenders));
+            }
+        }
+        let runs = |r: &Resolved| {
+            let plan = plans.iter().find(|p| p.class == r.key.weight);
+            plan.and_then(|p| p.members[slot(r.key.rows.upper(), r.key.epilogue)]).unwrap_or(0)
+        };
+        let routes: Vec<Route> = resolved.iter().map(|r| route(r, runs(r), &contenders)).collect();
+        let first = resolved.first().map_or(0, runs);
+        // Where one wins everything there is nothing to hand out.
+        let single = !on_miss && resolved.iter().all(|r| runs(r) == first);
+        let alone = contenders[first].backend.clone();
+        let routed = if single {
+            None
+        } else {
+            Routed::new(contenders, Plans::new(plans), self.tuner().clone(), on_miss, self.host())
+        };
+        Tuned { backend: routed.map_or(alone, |r| Arc::new(r) as Arc<dyn QuantBackend>), routes }
+    }
+}
+
+/// Decides which packing a class gets and who runs which number of rows of it.
+pub(super) fn plan(class: WeightClass, resolved: &[Resolved], contenders: &[Contender]) -> Option<ClassPlan> {
+    let tags = packings(class, contenders);
+    let mut groups: Vec<(PackTag, Vec<usize>)> = Vec::new();
+    for (c, tag) in tags.into_iter().enumerate().filter_map(|(c, tag)| Some((c, tag?))) {
+        match groups.iter_mut().find(|(known, _)| *known == tag) {
+            Some((_, group)) => group.push(c),
+            None => groups.push((tag, vec![c])),
+        }
+    }
+    // What a group loses against the best choice for each measured key: one times the key's ratio.
+    let loss = |group: &[usize]| -> f64 {
+        resolved.iter().filter(|r| r.basis.record().is_some()).map(|r| best_of(r, group, contenders).1).sum()
+    };
+    let least = groups.iter().map(|(_, g)| loss(g)).fold(f64::INFINITY, f64::min);
+    let (tag, group) = groups.into_iter().find(|(_, g)| loss(g) <= least * (1.0 + TIE))?;
+    let mut plan = ClassPlan::new(class, group[0], tag, group.clone());
+    for r in resolved {
+        plan.members[slot(r.key.rows.upper(), r.key.epilogue)] = Some(best_of(r, &group, contenders).0);
+    }
+    Some(plan)
+}
+
+/// Who of `group` is best for a key, and its time relative to the fastest of all.
+fn best_of(r: &Resolved, group: &[usize], contenders: &[Contender]) -> (usize, f64) {
+    let first = (group.first().copied().unwrap_or(0), f64::INFINITY);
+    let Some(record) = r.basis.record() else { return first };
+    if group.contains(&r.chosen) {
+        return (r.chosen, 1.0);
+    }
+    let spec = r.key.spec();
+    let ratio = |c: usize| {
+        let measured = record.of(&contenders[c].identity(&spec).ok()?)?;
+        if matches!(measured.fate, Fate::Barred { .. }) { None } else { measured.ratio }
+    };
+    group.iter().filter_map(|c| Some((*c, ratio(*c)?))).fold(first, |a, b| if b.1 < a.1 { b } else { a })
+}
+
+/// What each contender's packing of the class is called. A few rows tell.
+fn packings(class: WeightClass, contenders: &[Contender]) -> Vec<Option<PackTag>> {
+    match Subject::new(class, class.n.min(16)) {
+        Ok(subject) => contenders.iter().map(|c| Some(c.backend.pack(&subject.weight).ok()?.tag().clone())).collect(),
+        Err(_) => vec![None; contenders.len()],
+    }
+}
+
+fn route(r: &Resolved, runs: usize, contenders: &[Contender]) -> Route {
+    let spec = r.key.spec();
+    let kernel = |c: usize| contenders[c].identity(&spec).map(|who| who.kernel).unwrap_or_default();
+    let record = r.basis.record();
+    let told = |c: usize| -> String {
+        let who = contenders[c].identity(&spec);
+        match (who, record) {
+            (Err(reason), _) => reason,
+            (Ok(who), Some(record)) => record.of(&who).map_or("not measured".into(), ToString::to_string),
+            (Ok(_), None) => format!("{} comes first", contenders[runs].name()),
+        }
+    };
+    let rejected = (0..contenders.len()).filter(|c| *c != runs);
+    let rejected = rejected.map(|c| Rejected { id: contenders[c].name(), reason: told(c) }).collect();
+    let passed_over = (runs != r.chosen && record.is_some()).then(|| contenders[r.chosen].name());
+    Route {
+        key: r.key.id(),
+        chosen: contenders[runs].name(),
+        kernel: kernel(runs),
+        basis: r.basis.clone(),
+        passed_over,
+        rejected,
+    }
+}
+
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {} ({})", self.key, self.chosen, self.kernel)?;
+        match &self.basis {
+            Basis::Measured { record } | Basis::Cached { record } => {
+                let when = if matches!(self.basis, Basis::Measured { .. }) { "measured" } else { "measured earlier" };
+                match record.measured.iter().find(|m| m.who.name() == self.chosen) {
+                    Some(own) => write!(f, ", {when}: {own}")?,
+                    None => write!(f, ", {when}")?,
+                }
+            }
+            Basis::Alone => write!(f, ", the only candidate")?,
+            Basis::Static { reason } => write!(f, ", by static priority: {reason}")?,
+        }
+        if let Some(faster) = &self.passed_over {
+            write!(f, "; {faster} is faster, but one packing serves all numbers of rows")?;
+        }
+        self.rejected.iter().try_for_each(|r| write!(f, "\n    not {}: {}", r.id, r.reason))
+    }
+}
+
+/// The tiers that were opened besides the default of each backend.
+pub(crate) type Tiers = dashmap::DashMap<(&'static str, Isa), Arc<dyn QuantBackend>>;

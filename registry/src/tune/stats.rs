@@ -1,0 +1,135 @@
+//! From samples to a verdict.
+//!
+//! Candidates are sampled in turn, so that a slow moment of the machine hits all of them. What is compared is therefore not
+//! two medians but the median of the *ratios* of samples that were taken one after the other: a neighbour that takes half
+//! of the machine for a second doubles both times and leaves their ratio alone.
+
+/// Candidates whose times differ by less than this are equal: they go to the fixed order, so that two processes agree.
+pub const TIE: f64 = 0.02;
+/// A candidate this much slower than the best is not sampled further.
+pub const FAR_BEHIND: f64 = 1.5;
+/// A ratio known no better than this decides nothing.
+pub const UNSURE: f64 = 0.05;
+/// Samples without which no margin is believed.
+pub const LEAST: usize = 7;
+
+/// A median and how far it may be off, with 95 % confidence.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// The median.
+    pub median: f64,
+    /// Half the width of its confidence interval.
+    pub margin: f64,
+    /// Number of samples.
+    pub count: usize,
+}
+
+/// The median of `samples` with its margin, 1.57 * IQR / sqrt(n) (the notch of a box plot, McGill, Tukey and Larsen
+/// 1978); `None` without samples. Fewer than [`LEAST`] samples have an infinite margin.
+pub fn estimate(samples: impl IntoIterator<Item = f64>) -> Option<Estimate> {
+    let mut sorted: Vec<f64> = samples.into_iter().filter(|s| s.is_finite()).collect();
+    sorted.sort_by(f64::total_cmp);
+    let count = sorted.len();
+    let quantile = |q: f64| {
+        let at = q * (count.checked_sub(1)? as f64);
+        let (low, high) = (*sorted.get(at.floor() as usize)?, *sorted.get(at.ceil() as usize)?);
+        Some(low + (high - low) * at.fract())
+    };
+    let (low, median, high) = (quantile(0.25)?, quantile(0.5)?, quantile(0.75)?);
+    let margin = if count < LEAST { f64::INFINITY } else { 1.57 * (high - low) / (count as f64).sqrt() };
+    Some(Estimate { median, margin, count })
+}
+
+/// What the samples of all candidates say. Indices are those of the candidates, whose order is the fixed one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// The candidate of least median time.
+    pub fastest: usize,
+    /// The first candidate, in the fixed order, that cannot be told from the fastest.
+    pub winner: usize,
+    /// Time of each candidate relative to the fastest; `None` where there are no samples.
+    pub ratios: Vec<Option<Estimate>>,
+    /// Whether more samples could change the winner.
+    pub open: bool,
+    /// Whether the winner may be believed.
+    pub sure: bool,
+}
+
+/// Judges samples: `times[c][round]`, where a candidate that was dropped has fewer. `None` where nothing was sampled.
+pub fn judge(times: &[Vec<f64>]) -> Option<Verdict> {
+    let rounds = times.iter().map(Vec::len).max()?;
+    // Who was dropped is behind whatever the rounds that it missed would have said.
+    let running = |c: usize| times[c].len() == rounds && rounds > 0;
+    let median = |c: usize| estimate(times[c].iter().copied()).map_or(f64::INFINITY, |e| e.median);
+    let fastest = (0..times.len()).filter(|c| running(*c)).min_by(|a, b| median(*a).total_cmp(&median(*b)))?;
+    let ratios: Vec<_> =
+        times.iter().map(|t| estimate(t.iter().zip(&times[fastest]).map(|(own, best)| own / best))).collect();
+    let tied =
+        |c: &usize| running(*c) && ratios[*c].is_some_and(|r| r.median - r.margin <= 1.0 || r.median <= 1.0 + TIE);
+    let winner = (0..times.len()).find(tied).unwrap_or(fastest);
+    let unclear = |c: usize, limit: f64| {
+        running(c)
+            && c != fastest
+            && ratios[c]
+                .is_some_and(|r| r.margin > limit && (r.median - r.margin) <= 1.0 + TIE && r.median <= FAR_BEHIND)
+    };
+    let any = |limit: f64| (0..times.len()).any(|c| unclear(c, limit));
+    Some(Verdict { fastest, winner, open: any(TIE), sure: rounds >= LEAST && !any(UNSURE), ratios })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Samples around `time` that wander together with the round, as those of interleaved candidates do.
+    fn samples(time: f64, rounds: usize, seed: u64) -> Vec<f64> {
+        let noise = |i: usize| ((i as u64 + 1).wrapping_mul(seed | 1).wrapping_mul(0x9e37_79b9) >> 7 & 1023) as f64;
+        (0..rounds).map(|i| time * (1.0 + (i % 5) as f64) * (1.0 + noise(i) / 1023.0 * 0.02)).collect()
+    }
+
+    #[test]
+    fn noise_that_hits_all_alike_hides_nothing() {
+        // The machine's speed changes fivefold between rounds; ten percent are found nevertheless.
+        let v = judge(&[samples(1.1, 30, 3), samples(1.0, 30, 5)]).unwrap();
+        assert_eq!((v.winner, v.sure), (1, true), "{v:?}");
+        let ratio = v.ratios[0].unwrap();
+        assert!((ratio.median - 1.1).abs() < 0.02 && ratio.margin < 0.02, "{ratio:?}");
+    }
+
+    #[test]
+    fn what_differs_by_less_than_two_percent_goes_to_the_first() {
+        let v = judge(&[samples(1.01, 40, 3), samples(1.0, 40, 5)]).unwrap();
+        assert_eq!(v.winner, 0, "{v:?}");
+    }
+
+    #[test]
+    fn few_samples_decide_nothing() {
+        let v = judge(&[vec![2.0; LEAST - 1], vec![1.99; LEAST - 1]]).unwrap();
+        assert!(v.open && !v.sure, "{v:?}");
+        assert_eq!(judge(&[]), None);
+        assert_eq!(judge(&[vec![], vec![]]), None);
+    }
+
+    #[test]
+    fn a_margin_above_five_percent_is_not_believed() {
+        let wild: Vec<f64> = (0..9).map(|i| if i % 2 == 0 { 0.7 } else { 1.6 }).collect();
+        let v = judge(&[wild, vec![1.0; 9]]).unwrap();
+        assert!(!v.sure, "{v:?}");
+    }
+
+    #[test]
+    fn who_was_dropped_cannot_win() {
+        let v = judge(&[vec![3.0, 3.0, 0.1], vec![1.0; 9]]).unwrap();
+        assert_eq!((v.winner, v.fastest, v.sure), (1, 1, true));
+    }
+
+    #[test]
+    fn an_outlier_moves_no_median() {
+        let mut spiky = vec![1.0; 15];
+        spiky[7] = 1000.0;
+        let e = estimate(spiky).unwrap();
+        assert_eq!((e.median, e.margin), (1.0, 0.0));
+        assert!(estimate([1.0, 2.0]).unwrap().margin.is_infinite());
+        assert_eq!(estimate([]), None);
+    }
+}

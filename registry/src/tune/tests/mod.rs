@@ -1,0 +1,190 @@
+//! The tuner as a whole, with candidates whose speed and faults are known.
+
+mod fakes;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tersor_core::{Activations, Epilogue, Format, HostContext, In, Op, OpSpec, Out, Output, QuantBackend};
+
+use super::cache::tests::machine;
+use super::routed::{Plans, Routed};
+use super::select::plan;
+use super::subject::Subject;
+use super::*;
+use crate::config::{Config, TuneMode};
+use fakes::{Alter, contender};
+
+/// Bytes that measurements rotate through: less than any cache, so that tests are quick. What is measured is then how
+/// fast the fakes compute, which is what they differ in.
+const WARM: Option<u64> = Some(1 << 16);
+
+fn tuner(directory: Option<&Path>) -> Tuner {
+    let mut config = Config::default().tune;
+    config.mode = TuneMode::Cached;
+    config.budget_ms = 60_000;
+    Tuner::with_directories(&config, machine("test"), directory, None)
+}
+
+fn gemv() -> Key {
+    Key::of(&OpSpec::matmul(Format::I2S, 1, 64, 1024), 1).unwrap()
+}
+
+fn fates(record: &Record) -> Vec<(String, &Fate)> {
+    record.measured.iter().map(|m| (m.who.name(), &m.fate)).collect()
+}
+
+#[test]
+fn the_faster_one_wins_wherever_it_stands() {
+    for names in [["slow", "fast"], ["fast", "slow"]] {
+        let all = names.map(|n| contender(n, if n == "slow" { Alter::Slower(1.4) } else { Alter::Nothing }));
+        let resolved = tuner(None).resolve(&[gemv()], &all, WARM, Effort::Unlimited, |_| ());
+        assert_eq!(all[resolved[0].chosen].name(), "fast", "{:?}", resolved[0].basis);
+        let Basis::Measured { record } = &resolved[0].basis else { panic!("{:?}", resolved[0].basis) };
+        assert_eq!(record.winner.name(), "fast");
+        assert_eq!(record.measured.len(), 2);
+    }
+}
+
+#[test]
+fn a_wrong_kernel_never_wins_and_is_told_why() {
+    let all = [contender("wrong", Alter::Wrong), contender("slow", Alter::Slower(3.0))];
+    for rows in [1, 5] {
+        let key = Key { rows: RowBucket::of(rows), ..gemv() };
+        let resolved = tuner(None).resolve(&[key], &all, WARM, Effort::Unlimited, |_| ());
+        assert_eq!(resolved[0].chosen, 1, "{:?}", resolved[0].basis);
+        let record = resolved[0].basis.record().unwrap();
+        assert!(
+            matches!(&record.measured[0].fate, Fate::Barred { reason } if reason.contains("differs from the oracle"))
+        );
+    }
+}
+
+#[test]
+fn equals_go_to_the_fixed_order() {
+    let all = [contender("a", Alter::Nothing), contender("b", Alter::Nothing), contender("far", Alter::Slower(8.0))];
+    let resolved = tuner(None).resolve(&[gemv()], &all, WARM, Effort::Unlimited, |_| ());
+    assert_eq!(resolved[0].chosen, 0, "{:?}", resolved[0].basis);
+    let record = resolved[0].basis.record().unwrap();
+    assert!(matches!(fates(record)[2].1, Fate::FarBehind), "{:?}", fates(record));
+}
+
+#[test]
+fn without_budget_static_priority_stays_and_the_reason_is_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config::default().tune;
+    (config.mode, config.budget_ms) = (TuneMode::Cached, 0);
+    let tuner = Tuner::with_directories(&config, machine("test"), Some(dir.path()), None);
+    let all = [contender("slow", Alter::Slower(2.0)), contender("fast", Alter::Nothing)];
+    let resolved = tuner.resolve(&[gemv()], &all, WARM, Effort::Missing, |_| ());
+    assert_eq!(resolved[0].chosen, 0);
+    assert!(matches!(&resolved[0].basis, Basis::Static { reason } if reason.contains("budget")), "{resolved:?}");
+    assert!(tuner.known(&gemv()).is_none() && !tuner.cache().unwrap().path().exists());
+}
+
+#[test]
+fn the_next_process_finds_the_winner_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = [contender("slow", Alter::Slower(1.4)), contender("fast", Alter::Nothing)];
+    let first = tuner(Some(dir.path())).resolve(&[gemv()], &all, WARM, Effort::Missing, |_| ());
+    assert!(matches!(first[0].basis, Basis::Measured { .. }), "{first:?}");
+    // The order of candidates is another now; the winner is the same.
+    let all = [contender("fast", Alter::Nothing), contender("slow", Alter::Slower(1.4))];
+    let tuner = tuner(Some(dir.path()));
+    let second = tuner.resolve(&[gemv()], &all, WARM, Effort::Known, |_| ());
+    assert!(matches!(second[0].basis, Basis::Cached { .. }), "{second:?}");
+    assert_eq!(second[0].chosen, 0);
+    assert!(tuner.spent().is_zero());
+    // Whoever is not there today cannot win today.
+    let alone = [contender("slow", Alter::Slower(1.4)), contender("slow", Alter::Nothing)];
+    assert_eq!(tuner.resolve(&[gemv()], &alone, WARM, Effort::Known, |_| ())[0].chosen, 0);
+}
+
+#[test]
+fn a_new_candidate_is_measured_against_the_leader_only() {
+    let tuner = tuner(None);
+    let two = [contender("slow", Alter::Slower(1.4)), contender("fast", Alter::Nothing)];
+    let before = tuner.resolve(&[gemv()], &two, WARM, Effort::Unlimited, |_| ());
+    let slow_before = before[0].basis.record().unwrap().measured[0].clone();
+    let three = [two[0].clone(), two[1].clone(), contender("new", Alter::Slower(1.3))];
+    let after = tuner.resolve(&[gemv()], &three, WARM, Effort::Unlimited, |_| ());
+    let Basis::Measured { record } = &after[0].basis else { panic!("{after:?}") };
+    assert_eq!(record.winner.name(), "fast");
+    assert_eq!(record.measured.iter().find(|m| m.who.name() == "slow"), Some(&slow_before));
+    assert!(record.measured.iter().any(|m| m.who.name() == "new"));
+    // And then all is known.
+    let again = tuner.resolve(&[gemv()], &three, WARM, Effort::Unlimited, |_| ());
+    assert!(matches!(again[0].basis, Basis::Cached { .. }));
+}
+
+#[test]
+fn a_kernel_that_was_rebuilt_is_measured_again() {
+    let tuner = tuner(None);
+    let mut all = [contender("slow", Alter::Slower(1.4)), contender("fast", Alter::Nothing)];
+    tuner.resolve(&[gemv()], &all, WARM, Effort::Unlimited, |_| ());
+    all[1].build = "another compiler".into();
+    let after = tuner.resolve(&[gemv()], &all, WARM, Effort::Known, |_| ());
+    assert!(matches!(after[0].basis, Basis::Static { .. }), "{after:?}");
+}
+
+#[test]
+fn a_system_cache_seeds_and_is_never_written() {
+    let (system, user) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let all = [contender("slow", Alter::Slower(1.4)), contender("fast", Alter::Nothing)];
+    let measured = tuner(Some(system.path())).resolve(&[gemv()], &all, WARM, Effort::Unlimited, |_| ());
+    assert_eq!(measured[0].chosen, 1, "{measured:?}");
+    let file = Cache::new(system.path(), machine("test")).path();
+    let before = std::fs::read(&file).unwrap();
+    let mut config = Config::default().tune;
+    config.mode = TuneMode::Cached;
+    let seeded = Tuner::with_directories(&config, machine("test"), Some(user.path()), Some(system.path()));
+    assert_eq!(seeded.resolve(&[gemv()], &all, WARM, Effort::Known, |_| ())[0].chosen, 1);
+    seeded.strike(&gemv(), "fast", "test");
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+}
+
+#[test]
+fn a_winner_that_fails_is_struck_out_and_the_next_does_the_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let tuner = Arc::new(tuner(Some(dir.path())));
+    let broken = Arc::new(AtomicBool::new(false));
+    let all = [contender("slow", Alter::Slower(1.4)), contender("fast", Alter::Fails(broken.clone()))];
+    let resolved = tuner.resolve(&[gemv()], &all, WARM, Effort::Unlimited, |_| ());
+    assert_eq!(resolved[0].chosen, 1, "{resolved:?}");
+    let plan = plan(gemv().weight, &resolved, &all).unwrap();
+    assert_eq!((plan.group.as_slice(), plan.owner), (&[0, 1][..], 0), "one packing serves both");
+    let host = HostContext::inline();
+    let routed = Routed::new(all.to_vec(), Plans::new(vec![plan]), tuner.clone(), false, &host).unwrap();
+    let subject = Subject::new(gemv().weight, 64).unwrap();
+    let packed = routed.pack(&subject.weight).unwrap();
+    let mut stream = routed.open_stream().unwrap();
+    let (q, scales) = (vec![1i8; 1024], [1.0f32]);
+    let mut run = |epilogue| {
+        let mut y = vec![0.0; 64];
+        let x = Activations::Int8 { q: In::Host(&q), scales: In::Host(&scales) };
+        let op = Op::MatMul { w: &packed, x, y: Output::F32(Out::Host(&mut y)), epilogue };
+        stream.submit(op.check().unwrap()).map(|_| y)
+    };
+    let right = run(Epilogue::Store).unwrap();
+    assert!(right.iter().any(|v| *v != 0.0));
+    broken.store(true, Ordering::Relaxed);
+    assert_eq!(run(Epilogue::Store).unwrap(), right);
+    assert!(tuner.known(&gemv()).is_none());
+    assert!(!tuner.cache().unwrap().load().contains_key(&gemv().id()));
+    // Rerouted: the broken one is not even asked.
+    broken.store(false, Ordering::Relaxed);
+    assert_eq!(run(Epilogue::Store).unwrap(), right);
+}
+
+#[test]
+fn what_is_wrong_with_the_caller_is_no_fault_of_the_winner() {
+    let scalar = contender("scalar", Alter::Nothing);
+    let tuner = Arc::new(tuner(None));
+    let members = vec![scalar.clone(), contender("other", Alter::Nothing)];
+    let routed = Routed::new(members, Plans::new(Vec::new()), tuner, false, &HostContext::inline()).unwrap();
+    let spec = OpSpec::matmul(Format::I2S, 1, 64, 1024);
+    assert_eq!(routed.supports(&spec), scalar.backend.supports(&spec));
+    let no = OpSpec::GatherRows { format: Format::I2S, rows: 1, cols: 128 };
+    assert!(!routed.supports(&no).is_yes());
+}

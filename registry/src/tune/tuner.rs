@@ -1,0 +1,317 @@
+//! From keys to winners: what is known, what is measured now, what stays on static priority.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use serde::Serialize;
+
+use super::cache::{Cache, Change, SYSTEM_DIRECTORY};
+use super::candidate::Contender;
+use super::fingerprint::{Fingerprint, last_level_cache};
+use super::key::{Key, WeightClass};
+use super::race::{self, Clock, Cold};
+use super::record::{Fate, Record};
+use crate::config::{Tune, TuneMode};
+
+/// Cold weights exceed the last-level cache by this: its replacement keeps a part of what just does not fit.
+const EXCEED: f64 = 1.25;
+
+/// Measures kernels, remembers the winners, in this process and on disk.
+#[derive(Debug)]
+pub struct Tuner {
+    mode: TuneMode,
+    budget: Duration,
+    /// Microseconds of the budget that are spent.
+    spent: AtomicU64,
+    table: DashMap<String, Arc<Record>>,
+    fingerprint: Fingerprint,
+    cache: Option<Cache>,
+}
+
+/// How the choice for a key came about.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Basis {
+    /// Measured just now.
+    Measured {
+        /// The outcome.
+        record: Arc<Record>,
+    },
+    /// Measured earlier.
+    Cached {
+        /// The outcome.
+        record: Arc<Record>,
+    },
+    /// There is one candidate.
+    Alone,
+    /// Not measured: static priority.
+    Static {
+        /// Why not.
+        reason: String,
+    },
+}
+
+impl Basis {
+    /// The measurement, where there is one.
+    pub fn record(&self) -> Option<&Record> {
+        match self {
+            Basis::Measured { record } | Basis::Cached { record } => Some(record),
+            Basis::Alone | Basis::Static { .. } => None,
+        }
+    }
+}
+
+/// The choice for one key.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The key.
+    pub key: Key,
+    /// Place of the chosen one among the contenders.
+    pub chosen: usize,
+    /// How it came about.
+    pub basis: Basis,
+}
+
+/// How far to go for one call of [`Tuner::resolve`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// Take what is known.
+    Known,
+    /// Measure what is missing, within the budget of the process.
+    Missing,
+    /// Measure what is missing, however long it takes.
+    Unlimited,
+    /// Measure everything again, however long it takes.
+    Again,
+}
+
+impl Tuner {
+    /// A tuner of this configuration for this machine, with what the disk remembers.
+    pub fn new(config: &Tune, fingerprint: Fingerprint) -> Self {
+        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let directory = config.cache.clone().or_else(|| Cache::user_directory(variable));
+        if directory.is_none() && config.mode != TuneMode::Off {
+            tracing::warn!("neither tune.cache nor HOME says where measurements are kept: they end with this process");
+        }
+        Self::with_directories(config, fingerprint, directory.as_deref(), Some(Path::new(SYSTEM_DIRECTORY)))
+    }
+
+    /// The same with the directories given: one to read and write, one that only seeds.
+    pub fn with_directories(
+        config: &Tune,
+        fingerprint: Fingerprint,
+        directory: Option<&Path>,
+        seed: Option<&Path>,
+    ) -> Self {
+        let cache = directory.map(|d| Cache::new(d, fingerprint.clone()));
+        let table = DashMap::new();
+        if config.mode != TuneMode::Off {
+            let seed = seed.map(|d| Cache::new(d, fingerprint.clone()));
+            // The user's own measurements come later and win.
+            for source in [&seed, &cache].into_iter().flatten() {
+                for (key, record) in source.load() {
+                    table.insert(key, Arc::new(record));
+                }
+            }
+        }
+        let budget = Duration::from_millis(config.budget_ms);
+        Tuner { mode: config.mode, budget, spent: AtomicU64::new(0), table, fingerprint, cache }
+    }
+
+    /// The mode of the configuration.
+    pub fn mode(&self) -> TuneMode {
+        self.mode
+    }
+
+    /// The machine.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    /// The cache on disk, where there is one.
+    pub fn cache(&self) -> Option<&Cache> {
+        self.cache.as_ref()
+    }
+
+    /// Time of the budget that was spent.
+    pub fn spent(&self) -> Duration {
+        Duration::from_micros(self.spent.load(Ordering::Relaxed))
+    }
+
+    /// What is known of a key.
+    pub fn known(&self, key: &Key) -> Option<Arc<Record>> {
+        self.table.get(&key.id()).map(|record| record.clone())
+    }
+
+    /// Forgets everything, on disk too.
+    pub fn clear(&self) -> std::io::Result<()> {
+        self.table.clear();
+        self.cache.as_ref().map_or(Ok(()), Cache::clear)
+    }
+
+    /// Adds records from elsewhere, such as an exported file.
+    pub fn import(&self, records: impl IntoIterator<Item = (String, Record)>) -> std::io::Result<()> {
+        let changes: Vec<Change> = records.into_iter().map(|(key, record)| (key, Some(record))).collect();
+        self.remember(&changes)
+    }
+
+    /// Strikes out a winner that failed: the key counts as not measured, here and on disk.
+    pub fn strike(&self, key: &Key, who: &str, reason: &str) {
+        tracing::warn!(%key, who, reason, "a winner failed and is struck out");
+        if let Err(error) = self.remember(&[(key.id(), None)]) {
+            tracing::warn!(%error, "the tuning cache could not be written");
+        }
+    }
+
+    fn remember(&self, changes: &[Change]) -> std::io::Result<()> {
+        for (key, record) in changes {
+            match record {
+                Some(record) => self.table.insert(key.clone(), Arc::new(record.clone())),
+                None => self.table.remove(key).map(|(_, record)| record),
+            };
+        }
+        match &self.cache {
+            Some(cache) if !changes.is_empty() => cache.merge(changes),
+            _ => Ok(()),
+        }
+    }
+
+    /// Chooses for each key among `contenders`, which stand in the fixed order: the first is the static choice. `weights`
+    /// is the number of bytes of all weights that the program goes through between two uses of one, where it is known.
+    /// `progress` is told how many keys are done.
+    pub fn resolve(
+        &self,
+        keys: &[Key],
+        contenders: &[Contender],
+        weights: Option<u64>,
+        effort: Effort,
+        mut progress: impl FnMut(usize),
+    ) -> Vec<Resolved> {
+        let mut resolved: Vec<Option<Resolved>> = vec![None; keys.len()];
+        let mut missing: Vec<(WeightClass, Vec<usize>)> = Vec::new();
+        for (i, key) in keys.iter().enumerate() {
+            let answer = match contenders {
+                [_] => Some((0, Basis::Alone)),
+                _ if effort == Effort::Again => None,
+                _ => self.look_up(key, contenders),
+            };
+            match (answer, missing.iter_mut().find(|(class, _)| *class == key.weight)) {
+                (Some((chosen, basis)), _) => resolved[i] = Some(Resolved { key: *key, chosen, basis }),
+                (None, Some((_, list))) => list.push(i),
+                (None, None) => missing.push((key.weight, vec![i])),
+            }
+        }
+        progress(resolved.iter().flatten().count());
+        let mut changes = Vec::new();
+        let clock = self.clock(effort);
+        let begun = Instant::now();
+        let classes = missing.len();
+        for (done, (_, mut places)) in missing.into_iter().enumerate() {
+            // Few rows first: where the budget does not reach all, decoding is what counts.
+            places.sort_by_key(|i| keys[*i].rows);
+            let part: Vec<Key> = places.iter().map(|i| keys[*i]).collect();
+            let outcomes = match (effort, self.cold(weights)) {
+                (Effort::Known, _) => part.iter().map(|_| Err("it was not measured yet".to_owned())).collect(),
+                (_, Err(reason)) => part.iter().map(|_| Err(reason.clone())).collect(),
+                (_, Ok(cold)) => self.race(&part, contenders, cold, clock.share(classes - done), effort),
+            };
+            for (i, outcome) in places.into_iter().zip(outcomes) {
+                resolved[i] = Some(accept(keys[i], contenders, outcome, &mut changes));
+            }
+            progress(resolved.iter().flatten().count());
+        }
+        if effort == Effort::Missing {
+            self.spent.fetch_add(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+        }
+        if let Err(error) = self.remember(&changes) {
+            tracing::warn!(%error, "measurements could not be kept on disk");
+        }
+        resolved.into_iter().flatten().collect()
+    }
+
+    /// The remembered winner, if it is still what it was and nobody is new.
+    fn look_up(&self, key: &Key, contenders: &[Contender]) -> Option<(usize, Basis)> {
+        let record = self.known(key)?;
+        let who: Vec<_> = contenders.iter().map(|c| c.identity(&key.spec()).ok()).collect();
+        if who.iter().flatten().any(|who| record.of(who).is_none()) {
+            return None;
+        }
+        let chosen = who.iter().position(|who| who.as_ref() == Some(&record.winner));
+        // The winner is not among the candidates of this call (denied, say): the next best that is measured.
+        let next = || {
+            let time = |c: usize| who[c].as_ref().and_then(|who| record.of(who)).filter(|m| may_run(&m.fate))?.ratio;
+            (0..who.len()).filter_map(|c| Some((c, time(c)?))).min_by(|a, b| a.1.total_cmp(&b.1)).map(|(c, _)| c)
+        };
+        Some((chosen.or_else(next)?, Basis::Cached { record }))
+    }
+
+    /// Measures, as little as is needed: where a leader is known and still what it was, only it and who is new.
+    fn race(
+        &self,
+        keys: &[Key],
+        contenders: &[Contender],
+        cold: Cold,
+        clock: Clock,
+        effort: Effort,
+    ) -> Vec<Result<Record, String>> {
+        let all: Vec<&Contender> = contenders.iter().collect();
+        let [key] = keys else { return race::class(keys, &all, cold, clock) };
+        let old = self.known(key).filter(|_| effort != Effort::Again);
+        let Some(old) = old else { return race::class(keys, &all, cold, clock) };
+        let identity = |c: &Contender| c.identity(&key.spec()).ok();
+        let leads = |c: &&Contender| identity(c).is_some_and(|who| who == old.winner);
+        if !contenders.iter().any(|c| leads(&c)) {
+            return race::class(keys, &all, cold, clock);
+        }
+        let new = |c: &&Contender| identity(c).is_some_and(|who| old.of(&who).is_none());
+        let some: Vec<&Contender> = contenders.iter().filter(|c| leads(c) || new(c)).collect();
+        let still = |m: &&super::record::Measured| contenders.iter().any(|c| identity(c).as_ref() == Some(&m.who));
+        let keep = |mut fresh: Record| {
+            let known: Vec<_> = fresh.measured.iter().map(|m| m.who.clone()).collect();
+            fresh.measured.extend(old.measured.iter().filter(still).filter(|m| !known.contains(&m.who)).cloned());
+            fresh
+        };
+        race::class(keys, &some, cold, clock).into_iter().map(|outcome| outcome.map(keep)).collect()
+    }
+
+    fn clock(&self, effort: Effort) -> Clock {
+        match effort {
+            Effort::Unlimited | Effort::Again => Clock::unlimited(),
+            Effort::Known | Effort::Missing => Clock::until(Instant::now() + self.budget.saturating_sub(self.spent())),
+        }
+    }
+
+    /// Bytes that a measurement has to rotate through: more than the cache, or all weights where these are fewer.
+    fn cold(&self, weights: Option<u64>) -> Result<Cold, String> {
+        let beyond = last_level_cache().map(|bytes| (bytes as f64 * EXCEED) as u64);
+        match (beyond, weights) {
+            (Some(cache), Some(weights)) => Ok(Cold { bytes: cache.min(weights) }),
+            (Some(bytes), None) | (None, Some(bytes)) => Ok(Cold { bytes }),
+            (None, None) => Err("the size of the cache is unknown here, so that no weight is surely cold".into()),
+        }
+    }
+}
+
+fn may_run(fate: &Fate) -> bool {
+    !matches!(fate, Fate::Barred { .. })
+}
+
+/// Turns an outcome into a choice, and into a change of what is remembered.
+fn accept(key: Key, contenders: &[Contender], outcome: Result<Record, String>, changes: &mut Vec<Change>) -> Resolved {
+    let place =
+        |record: &Record| contenders.iter().position(|c| c.identity(&key.spec()).is_ok_and(|who| who == record.winner));
+    match outcome {
+        Err(reason) => Resolved { key, chosen: 0, basis: Basis::Static { reason } },
+        Ok(record) => match place(&record) {
+            None => Resolved { key, chosen: 0, basis: Basis::Static { reason: "the winner is gone".into() } },
+            Some(chosen) => {
+                changes.push((key.id(), Some(record.clone())));
+                Resolved { key, chosen, basis: Basis::Measured { record: Arc::new(record) } }
+            }
+        },
+    }
+}
