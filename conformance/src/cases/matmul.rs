@@ -55,7 +55,9 @@ pub(super) fn cases(profile: Profile) -> Vec<Case> {
             }
         }
         if full {
-            shapes.extend(grid(1024));
+            shapes.extend([1024, 2560].into_iter().flat_map(grid));
+            // Layers of the published 2B-4T model.
+            shapes.extend([(2560, 1, 2560), (2560, 1, 6912), (6912, 1, 2560), (2560, 16, 640), (6912, 128, 256)]);
         }
         cases.extend(shapes.into_iter().map(|(k, m, n)| sums(format, m, n, k, "sums")));
         let mut long: Vec<(usize, usize, usize)> = vec![(1, 2, 2560), (5, 3, 6912), (1, 2, 27_648), (4, 1, 27_648)];

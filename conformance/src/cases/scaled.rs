@@ -31,6 +31,10 @@ pub(super) fn cases(profile: Profile) -> Vec<Case> {
             cases.push(scaled(format, shape, "scaled"));
         }
         cases.extend([(1, 17, k), (7, 5, 2560)].map(|shape| scaled(format, shape, "scaled-add")));
+        if full {
+            let grid = M.into_iter().flat_map(|m| N.map(|n| (m, n, 1024)));
+            cases.extend(grid.map(|shape| scaled(format, shape, "scaled")));
+        }
         cases.push(small_and_large_scales(format));
         let Some(block) = format.scale_block() else { continue };
         // 65 and 130 blocks: lane 0 gets a second and a third one.
