@@ -112,31 +112,13 @@ impl<S: Simd> QuantBackend for CpuBackend<S> {
     }
 
     fn supports(&self, spec: &OpSpec) -> Support {
-        match spec {
-            OpSpec::Quantize { format, shape, .. } | OpSpec::Dequantize { format, shape, .. } => {
-                if !format.is_ternary() && spec.kind() == OpKind::Quantize {
-                    return Support::no(format!("{format} is not a ternary format"));
-                }
-                if let Err(e) = format.encoded_len(*shape) {
-                    return Support::no(e.to_string());
-                }
-            }
-            OpSpec::MatMul { format, activations, output, scale_block, k, .. } => {
-                let expected = if format.is_ternary() { DType::I8 } else { DType::F32 };
-                if *activations != expected {
-                    return Support::no(format!("{format} weights take {expected:?} activations, not {activations:?}"));
-                }
-                if *output != DType::F32 && !(format.is_ternary() && *output == DType::I32) {
-                    return Support::no(format!("{format} products are not stored as {output:?}"));
-                }
-                if let Some(block) = scale_block.filter(|b| !k.is_multiple_of(*b)) {
-                    return Support::no(format!("a group of {block} weights straddles rows of {k}"));
-                }
-            }
-            OpSpec::GatherRows { format, .. } if format.is_ternary() => {
-                return Support::no("rows are gathered from dense tables");
-            }
-            _ => {}
+        if let Err(e) = spec.check() {
+            return Support::no(e.to_string());
+        }
+        if let OpSpec::MatMul { scale_block: Some(block), k, .. } = spec
+            && !k.is_multiple_of(*block)
+        {
+            return Support::no(format!("a group of {block} weights straddles rows of {k}"));
         }
         match self.names.of(spec) {
             Some(kernel) => Support::Yes { kernel },

@@ -2,19 +2,24 @@
 
 use tersor_core::Isa;
 
+use crate::lanes::{Array, Lanes};
+
 /// A piece of work that can be instantiated for an ISA. Mark `run` and what it calls `#[inline(always)]`: only code that
 /// ends up inside the token's `#[target_feature]` function is compiled for the ISA.
 pub trait Body {
     /// What it returns.
     type Out;
-    /// Does the work.
-    fn run(self) -> Self::Out;
+    /// Does the work. `simd` is the token that it runs under, for its [`Lanes`].
+    fn run<S: Simd>(self, simd: S) -> Self::Out;
 }
 
 /// A token of an ISA.
 pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// The tier; `None` for portable code.
     const ISA: Option<Isa>;
+
+    /// 64 f32 in the ISA's registers.
+    type F32: Lanes<Self>;
 
     /// Runs a body, compiled for this ISA.
     fn run<B: Body>(self, body: B) -> B::Out;
@@ -31,16 +36,17 @@ pub struct Portable;
 
 impl Simd for Portable {
     const ISA: Option<Isa> = None;
+    type F32 = Array;
 
     #[inline(always)]
     fn run<B: Body>(self, body: B) -> B::Out {
-        body.run()
+        body.run(self)
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_token {
-    ($(#[$doc:meta])* $name:ident, $isa:expr, $features:literal, [$($detect:tt),*]) => {
+    ($(#[$doc:meta])* $name:ident, $isa:expr, $lanes:ty, $features:literal, [$($detect:tt),*]) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         pub struct $name(());
@@ -55,15 +61,16 @@ macro_rules! x86_token {
 
         impl Simd for $name {
             const ISA: Option<Isa> = Some($isa);
+            type F32 = $lanes;
 
             #[inline]
             fn run<B: Body>(self, body: B) -> B::Out {
                 #[target_feature(enable = $features)]
-                fn inner<B: Body>(body: B) -> B::Out {
-                    body.run()
+                fn inner<B: Body>(simd: $name, body: B) -> B::Out {
+                    body.run(simd)
                 }
                 // SAFETY: a token exists only where `detect` found every feature that `inner` enables.
-                unsafe { inner(body) }
+                unsafe { inner(self, body) }
             }
         }
     };
@@ -74,6 +81,7 @@ x86_token!(
     /// x86-64 with AVX2. F16C is part of every CPU that has it. FMA is left out: no defined float operation contracts.
     Avx2,
     Isa::Avx2,
+    crate::arch::x86_64::avx2::F32x64,
     "avx2,f16c,bmi1,bmi2,lzcnt,popcnt",
     ["avx2", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt"]
 );
@@ -83,6 +91,7 @@ x86_token!(
     /// AVX2 with the 256-bit dot product `vpdpbusd` (Alder Lake, Sapphire Rapids, Zen 5 and later).
     AvxVnni,
     Isa::AvxVnni,
+    crate::arch::x86_64::avx2::F32x64,
     "avx2,f16c,bmi1,bmi2,lzcnt,popcnt,avxvnni",
     ["avx2", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avxvnni"]
 );
@@ -92,6 +101,7 @@ x86_token!(
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
     Isa::Avx512,
+    crate::arch::x86_64::avx512::F32x64,
     "avx2,f16c,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl",
     ["avx2", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avx512f", "avx512bw", "avx512dq", "avx512vl"]
 );
@@ -101,6 +111,7 @@ x86_token!(
     /// [`Avx512`] with the dot product `vpdpbusd` on 512 bits.
     Avx512Vnni,
     Isa::Avx512Vnni,
+    crate::arch::x86_64::avx512::F32x64,
     "avx2,f16c,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
     ["avx2", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"]
 );
@@ -121,15 +132,16 @@ impl Neon {
 #[cfg(target_arch = "aarch64")]
 impl Simd for Neon {
     const ISA: Option<Isa> = Some(Isa::Neon);
+    type F32 = crate::arch::aarch64::neon::F32x64;
 
     #[inline]
     fn run<B: Body>(self, body: B) -> B::Out {
         #[target_feature(enable = "neon")]
-        fn inner<B: Body>(body: B) -> B::Out {
-            body.run()
+        fn inner<B: Body>(simd: Neon, body: B) -> B::Out {
+            body.run(simd)
         }
         // SAFETY: a token exists only where `detect` found NEON.
-        unsafe { inner(body) }
+        unsafe { inner(self, body) }
     }
 }
 
@@ -151,14 +163,15 @@ impl NeonDot {
 #[cfg(target_arch = "aarch64")]
 impl Simd for NeonDot {
     const ISA: Option<Isa> = Some(Isa::NeonDotprod);
+    type F32 = crate::arch::aarch64::neon::F32x64;
 
     #[inline]
     fn run<B: Body>(self, body: B) -> B::Out {
         #[target_feature(enable = "neon,dotprod")]
-        fn inner<B: Body>(body: B) -> B::Out {
-            body.run()
+        fn inner<B: Body>(simd: NeonDot, body: B) -> B::Out {
+            body.run(simd)
         }
         // SAFETY: a token exists only where `detect` found both features.
-        unsafe { inner(body) }
+        unsafe { inner(self, body) }
     }
 }

@@ -16,6 +16,7 @@ pub mod arch;
 pub mod backend;
 pub mod ceiling;
 pub mod isa;
+pub mod lanes;
 pub mod ops;
 pub mod pack;
 pub mod split;

@@ -146,7 +146,7 @@ fn repack<S: Simd>(isa: S, executor: &dyn Executor, w: &Weight, out: &mut [u8]) 
     impl Body for Rows<'_> {
         type Out = ();
         #[inline(always)]
-        fn run(self) {
+        fn run<S: Simd>(self, _: S) {
             let cols = self.w.shape().cols();
             let layout = rows_of(self.w.format(), self.w.shape());
             let mut codes = vec![0; cols];

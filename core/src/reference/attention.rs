@@ -15,8 +15,9 @@ pub struct HeadRows<'a> {
 }
 
 impl<'a> HeadRows<'a> {
+    /// The row of a position, `len` elements.
     #[inline(always)]
-    fn row(&self, position: usize, len: usize) -> &'a [f32] {
+    pub fn row(&self, position: usize, len: usize) -> &'a [f32] {
         let at = position * self.stride + self.offset;
         &self.data[at..at + len]
     }

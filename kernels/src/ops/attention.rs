@@ -1,9 +1,12 @@
 //! Attention: one task has a range of (row, head) pairs and scratch for one row of scores.
 
 use tersor_core::reference::attention::{HeadRows, attend};
+use tersor_core::reference::lanes::LANES;
+use tersor_core::reference::math::exp;
 
 use super::Context;
 use crate::isa::{Body, Simd};
+use crate::lanes::{self, Lanes};
 use crate::split::{self, Parts};
 
 /// Multiply-adds that one task should have at least.
@@ -27,9 +30,37 @@ struct Head<'a> {
 
 impl Body for Head<'_> {
     type Out = ();
+    /// The steps of [`attend`], with the sums in registers where the head is whole lanes.
     #[inline(always)]
-    fn run(self) {
-        attend(self.q, self.k, self.v, self.scores, self.y);
+    fn run<S: Simd>(self, simd: S) {
+        let Head { q, k, v, scores, y } = self;
+        let (tiles, rest) = y.as_chunks_mut::<LANES>();
+        if !rest.is_empty() {
+            return attend(q, k, v, scores, y);
+        }
+        let scale = 1.0 / (q.len() as f32).sqrt();
+        let mut max = f32::NEG_INFINITY;
+        for (j, s) in scores.iter_mut().enumerate() {
+            *s = lanes::dot(simd, q, k.row(j, q.len())) * scale;
+            max = max.max(*s);
+        }
+        scores.iter_mut().for_each(|s| *s = exp(*s - max));
+        let total = lanes::sum(simd, scores);
+        for (tile, y) in tiles.iter_mut().enumerate() {
+            let mut result = S::F32::splat(simd, 0.0);
+            for (c, chunk) in scores.chunks(LANES).enumerate() {
+                let mut sum = S::F32::splat(simd, 0.0);
+                for (j, &e) in chunk.iter().enumerate() {
+                    let row = &v.row(c * LANES + j, q.len())[tile * LANES..];
+                    if let Some(row) = row.first_chunk() {
+                        sum = sum.add(S::F32::splat(simd, e).mul(S::F32::load(simd, row)));
+                    }
+                }
+                result = result.add(sum);
+            }
+            result.store(y);
+            y.iter_mut().for_each(|y| *y /= total);
+        }
     }
 }
 

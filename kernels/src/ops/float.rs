@@ -7,6 +7,7 @@ use tersor_core::{Error, PackedWeight, Result, codec};
 
 use super::Context;
 use crate::isa::{Body, Simd};
+use crate::lanes;
 use crate::pack::Packed;
 use crate::split::{self, Parts};
 
@@ -21,7 +22,7 @@ struct QuantizeRow<'a> {
 impl Body for QuantizeRow<'_> {
     type Out = Option<f32>;
     #[inline(always)]
-    fn run(self) -> Option<f32> {
+    fn run<S: Simd>(self, _: S) -> Option<f32> {
         rows::quantize(self.x, self.q)
     }
 }
@@ -36,9 +37,23 @@ struct RmsNormRow<'a> {
 impl Body for RmsNormRow<'_> {
     type Out = ();
     #[inline(always)]
-    fn run(self) {
-        rows::rms_norm(self.x, self.w, self.eps, self.y);
+    fn run<S: Simd>(self, simd: S) {
+        let RmsNormRow { x, w, eps, y } = self;
+        let r = reciprocal_rms(simd, x, eps);
+        y.iter_mut().zip(normalized(x, w, r)).for_each(|(y, v)| *y = v);
     }
+}
+
+/// The steps of [`rows::rms_norm`].
+#[inline(always)]
+fn reciprocal_rms<S: Simd>(simd: S, x: &[f32], eps: f32) -> f32 {
+    let mean = lanes::sum_of_squares(simd, x) / x.len() as f32;
+    1.0 / (mean + eps).sqrt()
+}
+
+#[inline(always)]
+fn normalized(x: &[f32], w: &[f32], r: f32) -> impl Iterator<Item = f32> {
+    x.iter().zip(w).map(move |(x, w)| (x * r) * w)
 }
 
 /// RMSNorm and activation quantization with the normalized row recomputed instead of stored.
@@ -52,17 +67,15 @@ struct RmsNormQuantizeRow<'a> {
 impl Body for RmsNormQuantizeRow<'_> {
     type Out = Option<f32>;
     #[inline(always)]
-    fn run(self) -> Option<f32> {
+    fn run<S: Simd>(self, simd: S) -> Option<f32> {
         let RmsNormQuantizeRow { x, w, eps, q } = self;
-        let mean = tersor_core::reference::lanes::sum(x, |v| v * v) / x.len() as f32;
-        let r = 1.0 / (mean + eps).sqrt();
-        let normalized = || x.iter().zip(w).map(|(x, w)| (x * r) * w);
-        let largest = normalized().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
+        let r = reciprocal_rms(simd, x, eps);
+        let largest = normalized(x, w, r).fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
         if largest >= f32::INFINITY.to_bits() {
             return None;
         }
         let s = 127.0 / f32::from_bits(largest).max(1e-5);
-        q.iter_mut().zip(normalized()).for_each(|(q, v)| *q = math::round_to_i32(v * s) as i8);
+        q.iter_mut().zip(normalized(x, w, r)).for_each(|(q, v)| *q = math::round_to_i32(v * s) as i8);
         Some(s)
     }
 }
@@ -76,7 +89,7 @@ struct ReluSquaredMul<'a> {
 impl Body for ReluSquaredMul<'_> {
     type Out = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<S: Simd>(self, _: S) {
         rows::relu_squared_mul(self.gate, self.up, self.y);
     }
 }
@@ -89,7 +102,7 @@ struct AddTo<'a> {
 impl Body for AddTo<'_> {
     type Out = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<S: Simd>(self, _: S) {
         self.y.iter_mut().zip(self.x).for_each(|(y, x)| *y += x);
     }
 }
@@ -103,7 +116,7 @@ struct RotateRow<'a> {
 impl Body for RotateRow<'_> {
     type Out = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<S: Simd>(self, _: S) {
         rope::rotate(self.row, self.cos, self.sin);
     }
 }

@@ -5,13 +5,14 @@
 //! -1, 0, +1, so `sum(t * x) = sum(code * x) - sum(x)`, and the sums of the activation rows are made once.
 
 use tersor_core::codec::dense_row;
-use tersor_core::reference::lanes::{LANES, fold};
-use tersor_core::reference::matmul::{dense, scaled, scaled_blocks};
+use tersor_core::reference::lanes::LANES;
+use tersor_core::reference::matmul::{scaled, scaled_blocks};
 use tersor_core::{Activations, Epilogue, Format, Output, PackedWeight, Result};
 
 use super::Context;
 use crate::backend::Tile;
 use crate::isa::{Body, Simd};
+use crate::lanes::{self, Lanes};
 use crate::pack::{BLOCK, BLOCK_BYTES, Packed, Scales, Ternary};
 use crate::split::{self, Parts};
 
@@ -30,7 +31,7 @@ pub(crate) struct Dots<'a> {
 impl Body for Dots<'_> {
     type Out = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<S: Simd>(self, _: S) {
         let Tile { w, row_bytes, rows, x, stride, m } = self.tile;
         for r in 0..rows {
             for c in 0..m {
@@ -78,7 +79,7 @@ struct Blocks<'a> {
 impl Body for Blocks<'_> {
     type Out = f32;
     #[inline(always)]
-    fn run(self) -> f32 {
+    fn run<S: Simd>(self, _: S) -> f32 {
         let per_scale = self.block / 64;
         let half = |i: usize| {
             // The block layout keeps values 0..64 of a block in the upper four bits of its bytes, the rest in the lower.
@@ -116,33 +117,53 @@ struct DenseRows<'a> {
 impl Body for DenseRows<'_> {
     type Out = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<S: Simd>(self, simd: S) {
         let m = self.x.len() / self.k;
-        let size = self.row_bytes / self.k;
-        // Widening a row pays when it meets more than one row of activations.
+        // Widening a row once pays when it meets more than one row of activations.
         let mut wide = if m > 1 { vec![0.0; self.k] } else { Vec::new() };
         for (w, out) in self.w.chunks_exact(self.row_bytes).zip(self.out.chunks_exact_mut(m)) {
             if m > 1 {
                 dense_row(self.format, w, &mut wide);
-                self.x.chunks_exact(self.k).zip(out).for_each(|(x, y)| *y = dense(&wide, x));
-                continue;
-            }
-            let mut lanes = [0.0; LANES];
-            for (w, x) in w.chunks(LANES * size).zip(self.x.chunks(LANES)) {
-                let mut wide = [0.0; LANES];
-                if x.len() == LANES {
-                    dense_row(self.format, w, &mut wide);
-                    for j in 0..LANES {
-                        lanes[j] += wide[j] * x[j];
+                self.x.chunks_exact(self.k).zip(out).for_each(|(x, y)| *y = lanes::dot(simd, &wide, x));
+            } else {
+                out[0] = match self.format {
+                    Format::F16 => widening_dot(simd, self.format, w, self.x, S::F32::load_f16),
+                    Format::BF16 => widening_dot(simd, self.format, w, self.x, S::F32::load_bf16),
+                    _ => {
+                        let mut sum = S::F32::splat(simd, 0.0);
+                        for (w, x) in w.chunks(4 * LANES).zip(self.x.chunks(LANES)) {
+                            let mut wide = [0.0; LANES];
+                            dense_row(self.format, w, &mut wide[..x.len()]);
+                            sum = sum.add(S::F32::load(simd, &wide).mul(S::F32::load_part(simd, x)));
+                        }
+                        sum.fold()
                     }
-                } else {
-                    dense_row(self.format, w, &mut wide[..x.len()]);
-                    lanes.iter_mut().zip(&wide).zip(x).for_each(|((l, w), x)| *l += w * x);
-                }
+                };
             }
-            out[0] = fold(&mut lanes);
         }
     }
+}
+
+/// A row of 2-byte weights times one row of activations, widened in registers.
+#[inline(always)]
+fn widening_dot<S: Simd>(
+    simd: S,
+    format: Format,
+    w: &[u8],
+    x: &[f32],
+    load: impl Fn(S, &[u8; 2 * LANES]) -> S::F32,
+) -> f32 {
+    let ((w, w_rest), (x, x_rest)) = (w.as_chunks::<{ 2 * LANES }>(), x.as_chunks::<LANES>());
+    let mut sum = S::F32::splat(simd, 0.0);
+    for (w, x) in w.iter().zip(x) {
+        sum = sum.add(load(simd, w).mul(S::F32::load(simd, x)));
+    }
+    if !x_rest.is_empty() {
+        let mut wide = [0.0; LANES];
+        dense_row(format, w_rest, &mut wide[..x_rest.len()]);
+        sum = sum.add(S::F32::load(simd, &wide).mul(S::F32::load_part(simd, x_rest)));
+    }
+    sum.fold()
 }
 
 /// Where results go.
@@ -293,7 +314,7 @@ impl super::Scratch {
         impl Body for RowSum<'_> {
             type Out = i32;
             #[inline(always)]
-            fn run(self) -> i32 {
+            fn run<S: Simd>(self, _: S) -> i32 {
                 // 128 values of magnitude at most 128 fit in i16.
                 self.0.chunks(BLOCK).map(|b| i32::from(b.iter().fold(0i16, |s, &v| s.wrapping_add(i16::from(v))))).sum()
             }

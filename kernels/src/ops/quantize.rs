@@ -23,7 +23,7 @@ struct ChunkSums<'a> {
 impl Body for ChunkSums<'_> {
     type Out = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<S: Simd>(self, _: S) {
         let mut buffer = [0.0; CHUNK];
         for (i, out) in self.out.iter_mut().enumerate() {
             let start = (self.first + i) * CHUNK;
@@ -53,7 +53,7 @@ struct EncodeRows<'a> {
 impl Body for EncodeRows<'_> {
     type Out = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<S: Simd>(self, _: S) {
         let (mut values, mut codes) = (vec![0.0; self.cols], vec![0; self.cols]);
         let scales = vec![self.stored; self.cols / 256];
         for (i, out) in self.out.chunks_exact_mut(self.row_bytes).enumerate() {
@@ -84,7 +84,7 @@ const STEP: usize = 256;
 impl Body for Groups<'_> {
     type Out = bool;
     #[inline(always)]
-    fn run(self) -> bool {
+    fn run<S: Simd>(self, _: S) -> bool {
         let (mut values, mut codes) = ([0.0; STEP], [0; STEP]);
         let mut scales = self.scales.iter_mut();
         for (i, out) in self.out.chunks_mut(STEP / 4).enumerate() {
@@ -117,7 +117,7 @@ struct DecodeRows<'a> {
 impl Body for DecodeRows<'_> {
     type Out = ();
     #[inline(always)]
-    fn run(mut self) {
+    fn run<S: Simd>(mut self, _: S) {
         let rows = rows_of(self.w.format(), self.w.shape());
         let (mut codes, mut values) = (vec![0i8; rows.cols], vec![0.0f32; rows.cols]);
         for r in self.first..self.first + self.count {

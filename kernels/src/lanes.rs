@@ -1,0 +1,175 @@
+//! The 64 lanes of a float sum, in registers.
+//!
+//! Every float sum puts element i into lane `i mod 64` and folds the lanes in halves
+//! ([`tersor_core::reference::lanes`]). Written as an array, the lanes live in memory inside a loop, because compilers split
+//! arrays into registers before they vectorise: the accumulators then go through the store buffer, about 5 cycles a step.
+//! A type of whole registers stays in registers. Multiplication and addition are separate, as everywhere.
+
+use tersor_core::reference::lanes::{LANES, fold};
+
+use crate::isa::Simd;
+
+/// 64 f32. Each is made with a token, so that whoever has one may use it.
+pub trait Lanes<S: Simd>: Copy {
+    /// All `value`.
+    fn splat(simd: S, value: f32) -> Self;
+    /// From memory.
+    fn load(simd: S, from: &[f32; LANES]) -> Self;
+    /// From little-endian bfloat16, exactly.
+    fn load_bf16(simd: S, from: &[u8; 2 * LANES]) -> Self;
+    /// From little-endian binary16, exactly.
+    fn load_f16(simd: S, from: &[u8; 2 * LANES]) -> Self;
+    /// To memory.
+    fn store(self, to: &mut [f32; LANES]);
+    /// Lane by lane.
+    #[must_use]
+    fn add(self, other: Self) -> Self;
+    /// Lane by lane.
+    #[must_use]
+    fn mul(self, other: Self) -> Self;
+    /// Adds the upper half to the lower until one is left.
+    fn fold(self) -> f32;
+
+    /// The lanes of at most 64 elements, the rest +0.
+    #[inline(always)]
+    fn load_part(simd: S, from: &[f32]) -> Self {
+        let mut lanes = [0.0; LANES];
+        lanes[..from.len()].copy_from_slice(from);
+        Self::load(simd, &lanes)
+    }
+}
+
+/// Lanes as an array, for portable code.
+#[derive(Debug, Clone, Copy)]
+pub struct Array([f32; LANES]);
+
+impl<S: Simd> Lanes<S> for Array {
+    #[inline(always)]
+    fn splat(_: S, value: f32) -> Self {
+        Array([value; LANES])
+    }
+    #[inline(always)]
+    fn load(_: S, from: &[f32; LANES]) -> Self {
+        Array(*from)
+    }
+    #[inline(always)]
+    fn load_bf16(_: S, from: &[u8; 2 * LANES]) -> Self {
+        let (pairs, _) = from.as_chunks::<2>();
+        Array(std::array::from_fn(|j| f32::from_bits(u32::from(u16::from_le_bytes(pairs[j])) << 16)))
+    }
+    #[inline(always)]
+    fn load_f16(_: S, from: &[u8; 2 * LANES]) -> Self {
+        let (pairs, _) = from.as_chunks::<2>();
+        Array(std::array::from_fn(|j| tersor_core::f16::from_le_bytes(pairs[j]).to_f32()))
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES]) {
+        *to = self.0;
+    }
+    #[inline(always)]
+    fn add(mut self, other: Self) -> Self {
+        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a += b);
+        self
+    }
+    #[inline(always)]
+    fn mul(mut self, other: Self) -> Self {
+        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a *= b);
+        self
+    }
+    #[inline(always)]
+    fn fold(mut self) -> f32 {
+        fold(&mut self.0)
+    }
+}
+
+/// Sum of `a[i] * b[i]`; the shorter slice sets the length.
+#[inline(always)]
+pub fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+    let n = a.len().min(b.len());
+    let ((a, a_rest), (b, b_rest)) = (a[..n].as_chunks::<LANES>(), b[..n].as_chunks::<LANES>());
+    let mut sum = S::F32::splat(simd, 0.0);
+    for (a, b) in a.iter().zip(b) {
+        sum = sum.add(S::F32::load(simd, a).mul(S::F32::load(simd, b)));
+    }
+    if !a_rest.is_empty() {
+        // Lanes past the end add +0 * +0 = +0, which changes no lane: a lane is never -0, as it began at +0.
+        sum = sum.add(S::F32::load_part(simd, a_rest).mul(S::F32::load_part(simd, b_rest)));
+    }
+    sum.fold()
+}
+
+/// Sum of squares.
+#[inline(always)]
+pub fn sum_of_squares<S: Simd>(simd: S, x: &[f32]) -> f32 {
+    dot(simd, x, x)
+}
+
+/// Sum of the elements.
+#[inline(always)]
+pub fn sum<S: Simd>(simd: S, x: &[f32]) -> f32 {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut sum = S::F32::splat(simd, 0.0);
+    for chunk in chunks {
+        sum = sum.add(S::F32::load(simd, chunk));
+    }
+    if !rest.is_empty() {
+        sum = sum.add(S::F32::load_part(simd, rest));
+    }
+    sum.fold()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::{Body, Portable};
+    use tersor_core::reference::lanes as reference;
+
+    struct Check<'a>(&'a [f32], &'a [f32]);
+    impl Body for Check<'_> {
+        type Out = ();
+        fn run<S: Simd>(self, simd: S) {
+            let Check(a, b) = self;
+            assert_eq!(dot(simd, a, b).to_bits(), reference::dot(a, b).to_bits(), "dot of {} with {simd:?}", a.len());
+            assert_eq!(sum(simd, a).to_bits(), reference::sum(a, |v| v).to_bits(), "sum of {} with {simd:?}", a.len());
+            if let Some(a) = a.first_chunk::<LANES>() {
+                let mut back = [0.0; LANES];
+                S::F32::load(simd, a).store(&mut back);
+                assert_eq!(&back, a);
+                let bf16 = std::array::from_fn(|i| tersor_core::bf16::from_f32(a[i / 2]).to_le_bytes()[i % 2]);
+                S::F32::load_bf16(simd, &bf16).store(&mut back);
+                assert_eq!(back, a.map(|v| tersor_core::bf16::from_f32(v).to_f32()), "bf16 with {simd:?}");
+                let f16 = std::array::from_fn(|i| tersor_core::f16::from_f32(a[i / 2]).to_le_bytes()[i % 2]);
+                S::F32::load_f16(simd, &f16).store(&mut back);
+                assert_eq!(back, a.map(|v| tersor_core::f16::from_f32(v).to_f32()), "f16 with {simd:?}");
+            }
+        }
+    }
+
+    fn check<S: Simd>(simd: S) {
+        for n in (0..200).chain([2560]) {
+            let a: Vec<f32> = (0..n).map(|i| ((i * 7919 % 1013) as f32 - 500.0) * 1.37e-3).collect();
+            let b: Vec<f32> = (0..n).map(|i| ((i * 104_729 % 997) as f32 - 450.0) * 2.11e-2).collect();
+            simd.run(Check(&a, &b));
+        }
+    }
+
+    #[test]
+    fn registers_give_the_bits_of_the_definition() {
+        check(Portable);
+        #[cfg(target_arch = "x86_64")]
+        {
+            use crate::isa::{Avx2, Avx512};
+            // Which of these ran is the conformance suite's to say; here each that the machine has must be right.
+            if let Some(simd) = Avx2::detect() {
+                check(simd);
+            }
+            if let Some(simd) = Avx512::detect() {
+                check(simd);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(simd) = crate::isa::Neon::detect() {
+            check(simd);
+        }
+    }
+}
