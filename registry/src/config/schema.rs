@@ -73,9 +73,9 @@ sections! {
         /// The same bits on every backend; implies `run.deterministic`.
         Now reproducible: bool = false;
         /// The seed of sampling; "auto" takes a new one for each run.
-        Later seed: Option<u64> = None, alias "TERSOR_SEED";
+        Now seed: Option<u64> = None, alias "TERSOR_SEED";
         /// The most rows that one step of prefill takes together.
-        Later batch: NonZeroU32 = NonZeroU32::MIN;
+        Now batch: NonZeroU32 = NonZeroU32::MIN.saturating_add(127);
     }
 
     /// Measuring which kernel is fastest.
