@@ -143,7 +143,7 @@ fn model_hint(error: &ModelError) -> Option<&'static str> {
         }
         ModelError::AllZero { .. } => Some("--allow-zero converts it all the same"),
         ModelError::Layout { .. } => Some("--kernel-config takes bitnet.cpp's kernel_config.ini"),
-        ModelError::Tokenizer { .. } => Some("--tokenizer FILE names a tokenizer.json"),
+        ModelError::Tokenizer { .. } => Some("--tokenizer FILE names the tokenizer.json of this model"),
         ModelError::Backend { .. } => Some("`tersor backends` lists what each backend can do"),
         _ => None,
     }

@@ -88,8 +88,8 @@ fn operand(model: &ModelFile, role: Role, wanted: Option<Format>) -> Result<(For
     }
     let stored = model.entry(role).and_then(stored_format);
     let format = wanted.or(stored).unwrap_or(Format::I2S);
-    if stored != Some(format) {
-        return Ok((format, None)); // encoded or quantized on loading: one scale
+    if stored != Some(format) || format.scale_block().is_none() {
+        return Ok((format, None)); // encoded or quantized on loading, or a format that has one scale
     }
     let varied = match model.linear(role)? {
         Linear::Packed(weight) => weight.uniform_scale().is_none(),

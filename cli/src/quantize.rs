@@ -145,7 +145,8 @@ fn print(report: &Report<'_>) -> Result<(), Failure> {
     if rounded > 0 {
         writeln!(out, "~ {} rounded to f16, which the format stores", text::count(rounded, "scale"))?;
     }
-    if tensors.iter().any(|t| t.ternary.is_some_and(|r| r.fidelity.is_some())) {
+    let quantized = tensors.iter().filter(|t| t.ternary.is_some_and(|r| r.fidelity.is_some())).count();
+    if quantized > 0 {
         writeln!(
             out,
             "Cosine of ordinary (Gaussian) weights: at best 0.900 for any ternary code, 0.887 by this rule. Weights trained \
@@ -161,7 +162,7 @@ fn print(report: &Report<'_>) -> Result<(), Failure> {
         report.melem_s,
         report.linear_weights,
         match report.backend {
-            Some(id) => format!("quantized by {id}"),
+            Some(id) => format!("{} quantized by {id}", text::count(quantized, "tensor")),
             None => "ternary already: encoded, not quantized".to_owned(),
         }
     )?;

@@ -14,7 +14,7 @@ use tersor::model::generate::{Options, Pace, prompt_logits};
 use tersor::model::graph::InFormat;
 use tersor::model::{Generation, LoadProgress, Model, ModelFile, Profile, Tokenizer, embedded, generate};
 use tersor::registry::Choice;
-use tersor::{Decision, Format};
+use tersor::{Config, Decision, Format};
 
 use crate::args::{Foreign, Place, format_names};
 use crate::context::{Context, note, stdout};
@@ -70,7 +70,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "K", requires = "temperature", value_parser = clap::value_parser!(u32).range(1..))]
     top_k: Option<u32>,
 
-    /// Seed of the drawing; without one, each run has its own and reports it
+    /// Seed of the drawing; without one, each run has its own and reports it [key: run.seed]
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
 
@@ -151,7 +151,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
     let file = models::open(&args.model, &options)?;
     let tokenizer = Tokenizer::of(&file)?;
     let registry = context.registry()?;
-    let options = generation(args);
+    let options = generation(args, &context.config);
     let prompt = tokenizer.encode(&args.prompt)?;
     let capacity = file.config().context_length.min(prompt.len().saturating_add(options.tokens)).max(1);
     let choice =
@@ -191,16 +191,16 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn generation(args: &Args) -> Options {
+fn generation(args: &Args, config: &Config) -> Options {
     let temperature = if args.greedy { 0.0 } else { args.temperature.unwrap_or(0.0) };
     // The hasher's keys are the operating system's random numbers.
-    let seed = args.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
+    let seed = args.seed.or(config.run.seed).unwrap_or_else(|| RandomState::new().hash_one(0));
     Options {
         tokens: args.tokens,
         sampling: SampleParams { temperature, top_k: args.top_k, seed },
         stop_at_eos: !args.ignore_eos,
+        batch: usize::try_from(config.run.batch.get()).unwrap_or(usize::MAX),
         profile: args.profile,
-        ..Options::default()
     }
 }
 

@@ -129,7 +129,7 @@ fn the_table_shows_shares_scale_and_loss_of_each_tensor() {
     for part in ["512 x 512", "bf16", "tl2", "31.4 %", "37.2 %", "0.074356", "0.8"] {
         assert!(row.contains(part), "{part}: {row}");
     }
-    assert!(table.contains("Melem/s in 24117248 linear weights, quantized by "), "{table}");
+    assert!(table.contains("Melem/s in 24117248 linear weights, 7 tensors quantized by "), "{table}");
 }
 
 #[test]

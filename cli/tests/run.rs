@@ -6,7 +6,7 @@ mod support;
 
 use safetensors::SafeTensors;
 use serde_json::Value;
-use support::{golden, tersor, tersor_at, usable};
+use support::{command, golden, run, tersor, tersor_at, usable};
 
 const KEYS: [&str; 8] =
     ["text", "token_ids", "prompt_token_ids", "prefill_tok_s", "decode_tok_s", "backend", "kernels", "peak_rss_bytes"];
@@ -106,7 +106,26 @@ fn a_seed_makes_drawn_text_repeatable() {
     // Without a seed a run reports the one it took, and can be repeated with it.
     let free = tersor(["run", "--json", "--tokens", "24", "--temperature", "1.2", "--top-k", "50"]).json(0);
     assert_eq!(free["text"], draw(&free["seed"].to_string())["text"]);
+    // The seed may come from the configuration, and the flag is stronger.
+    let mut by_key = command();
+    by_key.args(["run", "--json", "--tokens", "24", "--temperature", "1.2", "--top-k", "50"]).env("TERSOR_SEED", "7");
+    let ran = run(&mut by_key);
+    assert_eq!(ran.stderr, "", "the key has an effect: no warning");
+    assert_eq!(ran.json(0)["text"], first["text"]);
+    assert_eq!(run(by_key.args(["--seed", "8"])).json(0)["seed"], 8);
     assert!(tersor(["run", "--json", "--tokens", "2"]).json(0)["seed"].is_null(), "greedy text has no seed");
+}
+
+#[test]
+fn the_prompt_may_be_taken_in_steps_of_any_size() {
+    let prompt = golden()["prompts"][2]["text"].as_str().unwrap().to_owned();
+    let text = |batch: &str| {
+        let mut by_key = command();
+        by_key.args(["run", "--json", "--tokens", "12", "--prompt", &prompt]).env("TERSOR_RUN_BATCH", batch);
+        run(&mut by_key).json(0)["text"].clone()
+    };
+    assert_eq!(text("1"), text("128"));
+    assert_eq!(text("3"), text("128"));
 }
 
 #[test]
