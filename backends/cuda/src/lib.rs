@@ -1,25 +1,71 @@
 //! NVIDIA GPUs through `cudarc`, the driver loaded at run time.
 //!
-//! The probe is real: it loads the driver, asks for its version and its devices, and creates no context. Kernels are not
-//! built yet, so opening the backend is an error that says so.
-#![deny(unsafe_code)]
+//! Kernels are CUDA C++ in `kernels/`, compiled ahead of time and embedded: cubins for compute capability 8.x and 9.0, PTX
+//! for the driver to compile on anything newer. Building this crate needs no toolkit, running it nothing but a driver.
+//!
+//! * [`probe`] asks the driver what there is and creates no context.
+//! * [`driver`] is the only module that calls the driver's C functions; every call's result is checked there.
+//! * [`memory`] is the pool that buffers come from; [`pack`] the layout of weights.
+//! * [`stream`] turns checked ops into launches; [`ops`] has one file for each family of kernels.
+//!
+//! All streams of a backend share one CUDA stream, so memory that is given back can be taken again without waiting, and
+//! what one stream wrote another may read. Work is asynchronous: data that cannot be rounded (a NaN, say) is reported by
+//! the next `synchronize` or download, by the first failing element of the first failing op.
+//!
+//! Every float operation follows the order of `tersor_core::reference`, so results are bit-identical to the CPU backends'.
 
 use std::sync::Arc;
 
 use tersor_core::entry::inventory;
 use tersor_core::{BackendEntry, Error, HostContext, Probe, QuantBackend, Result};
 
+mod backend;
+mod driver;
+mod memory;
+mod names;
+mod ops;
+mod pack;
 mod probe;
+mod stream;
+
+pub use backend::CudaBackend;
+pub use memory::Counters;
 
 const ID: &str = "cuda";
 
+/// Raised whenever a kernel changes.
+const KERNEL_REVISION: u32 = 1;
+
 inventory::submit! {
-    BackendEntry { id: ID, version: env!("CARGO_PKG_VERSION"), kernel_revision: 0, priority: 200, probe: probe::probe, open }
+    BackendEntry {
+        id: ID,
+        version: env!("CARGO_PKG_VERSION"),
+        kernel_revision: KERNEL_REVISION,
+        priority: 200,
+        probe: probe::probe,
+        open,
+    }
 }
 
-fn open(_: &HostContext) -> Result<Arc<dyn QuantBackend>> {
-    let Probe::Unusable { reason } = probe::probe() else {
-        return Err(Error::Unusable { backend: ID.into(), reason: probe::NOT_BUILT.into() });
+fn open(host: &HostContext) -> Result<Arc<dyn QuantBackend>> {
+    Ok(Arc::new(open_device(0, host)?))
+}
+
+/// Opens the GPU with this number among those that the driver shows (`CUDA_VISIBLE_DEVICES` decides which those are).
+///
+/// # Errors
+/// [`Error::Unusable`] where there is no such GPU or it is too old, [`Error::Device`] where the driver fails.
+pub fn open_device(index: usize, host: &HostContext) -> Result<CudaBackend> {
+    let unusable = |reason| Error::Unusable { backend: ID.into(), reason };
+    let devices = match probe::probe() {
+        Probe::Unusable { reason } => return Err(unusable(reason)),
+        Probe::Usable { devices } => devices,
     };
-    Err(Error::Unusable { backend: ID.into(), reason })
+    if let Some(isa) = host.isa {
+        return Err(unusable(format!("it has no ISA tier {isa}")));
+    }
+    match devices.into_iter().find(|d| d.index == index) {
+        Some(device) => CudaBackend::open(device, host),
+        None => Err(unusable(format!("there is no GPU number {index}, or it is not supported"))),
+    }
 }

@@ -1,0 +1,126 @@
+//! The shape of BitNet b1.58 2B-4T with random weights.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tersor_backend_cuda::CudaBackend;
+use tersor_core::{Bytes, Format, QuantBackend, SampleParams, Shape, Weight};
+use tersor_model::graph::TensorSource;
+use tersor_model::names::Role;
+use tersor_model::{Model, ModelConfig, Result, Session, SessionOptions, embedded};
+
+use crate::bench::{i2s, noise};
+use crate::spread;
+
+/// Every matrix of a shape has the same random bytes; each is packed into memory of its own.
+struct Random {
+    config: ModelConfig,
+    embedding: Weight,
+    matrices: Vec<Weight>,
+}
+
+impl Random {
+    fn new(mut config: ModelConfig) -> Self {
+        config.layers = 30;
+        config.hidden_size = 2560;
+        config.ffn_size = 6912;
+        (config.heads, config.kv_heads, config.head_dim) = (20, 5, 128);
+        config.vocab_size = 128_256;
+        config.context_length = 4096;
+        config.rope_theta = 500_000.0;
+        config.rms_eps = 1e-5;
+        config.tied_head = true;
+        config.bos_id = Some(1);
+        config.eos_ids = vec![2];
+        let shape = Shape::new(config.vocab_size, config.hidden_size).unwrap();
+        let values = noise(shape.len());
+        let bytes: Vec<u8> = values.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
+        let embedding = Weight::dense(Format::BF16, shape, Bytes::from(bytes)).unwrap();
+        let shapes = [(2560, 2560), (640, 2560), (6912, 2560), (2560, 6912)];
+        let matrices = shapes.iter().map(|(n, k)| i2s(Shape::new(*n, *k).unwrap(), *n as u64)).collect();
+        Random { config, embedding, matrices }
+    }
+}
+
+impl TensorSource for Random {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+    fn matrix(&self, role: Role, _: &dyn QuantBackend) -> Result<Weight> {
+        let (n, k) = role.shape(&self.config);
+        let shape = Shape::new(n, k).unwrap();
+        let found = self.matrices.iter().find(|w| w.shape() == shape);
+        Ok(found.unwrap_or(&self.embedding).clone())
+    }
+    fn norm(&self, role: Role) -> Result<Vec<f32>> {
+        Ok(vec![1.0; role.shape(&self.config).1])
+    }
+}
+
+const GREEDY: SampleParams = SampleParams { temperature: 0.0, top_k: None, seed: 0 };
+
+pub(crate) fn run(gpu: &Arc<CudaBackend>) -> bool {
+    let source = Random::new(embedded::fable_26m().unwrap().config().clone());
+    let started = Instant::now();
+    let model = Model::load(gpu.clone(), &source, |_| {}).unwrap();
+    println!("2B-4T shape: {} bytes of weights in {:.1} s", model.weight_bytes(), started.elapsed().as_secs_f64());
+    let results: Vec<Value> = [(128, 128), (512, 128)].into_iter().map(|(p, t)| sequence(gpu, &model, p, t)).collect();
+    profile(&model);
+    crate::save("cuda-2b4t", gpu, json!(results));
+    true
+}
+
+fn sequence(gpu: &CudaBackend, model: &Model, prompt: usize, tokens: usize) -> Value {
+    let options = SessionOptions { capacity: Some(prompt + tokens + 1), batch: prompt, ..SessionOptions::default() };
+    let ids: Vec<u32> = (0..prompt as u32).map(|i| i * 97 % 128_000).collect();
+    let mut session = Session::new(model, options).unwrap();
+    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    let mut before = gpu.counters();
+    for _ in 0..4 {
+        session.reset();
+        let started = Instant::now();
+        session.prefill(&ids).unwrap();
+        prefill.push(prompt as f64 / started.elapsed().as_secs_f64());
+        session.sample(GREEDY).unwrap();
+        before = gpu.counters();
+        let started = Instant::now();
+        for _ in 0..tokens {
+            session.step(GREEDY).unwrap();
+        }
+        decode.push(tokens as f64 / started.elapsed().as_secs_f64());
+    }
+    let after = gpu.counters();
+    let per = |a: u64, b: u64| (a - b) as f64 / tokens as f64;
+    let (launches, ups, downs) = (
+        per(after.launches, before.launches),
+        per(after.uploads, before.uploads),
+        per(after.downloads, before.downloads),
+    );
+    let (p, ..) = spread(&mut prefill[1..]);
+    let (d, least, most) = spread(&mut decode[1..]);
+    let bytes = model.bytes_per_token();
+    println!(
+        "prompt {prompt}: prefill {p:.0} tok/s; {tokens} tokens: {d:.1} tok/s ({least:.1}..{most:.1}), {:.0} GB/s of weights; a step: {launches} launches, {ups} uploads, {downs} downloads; kernels {:?}",
+        d * bytes as f64 / 1e9,
+        session.kernels()
+    );
+    json!({ "prompt": prompt, "tokens": tokens, "prefill_tokens_per_second": p, "decode_tokens_per_second": d,
+            "decode_least": least, "decode_most": most, "weight_bytes_per_token": bytes, "head": "bf16", "cache": "f32",
+            "launches_per_step": launches, "uploads_per_step": ups, "downloads_per_step": downs,
+            "kernels": session.kernels() })
+}
+
+/// Time of each op, waited for one by one.
+fn profile(model: &Model) {
+    let options = SessionOptions { capacity: Some(300), profile: true, ..SessionOptions::default() };
+    let ids: Vec<u32> = (0..128).collect();
+    let mut session = Session::new(model, options).unwrap();
+    session.prefill(&ids).unwrap();
+    session.sample(GREEDY).unwrap();
+    session.take_profile();
+    for _ in 0..20 {
+        session.step(GREEDY).unwrap();
+    }
+    println!("20 steps, each op waited for: {:?}", session.take_profile());
+}

@@ -1,0 +1,73 @@
+//! Everything that has to be seen on a GPU, in one program to carry there: conformance, the model against the CPU, and
+//! figures. `selftest [conformance|full|model|bench|2b|growth]...`; results as JSON in the folder that `TERSOR_OUT` names.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test program")]
+
+mod bench;
+mod large;
+mod model;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tersor_backend_cuda::CudaBackend;
+use tersor_conformance::{Options, Suite};
+use tersor_core::{HostContext, QuantBackend};
+
+fn main() {
+    let mut parts: Vec<String> = std::env::args().skip(1).collect();
+    if parts.is_empty() {
+        parts = ["conformance", "model", "bench", "2b"].map(str::to_owned).to_vec();
+    }
+    let backend = match tersor_backend_cuda::open_device(0, &HostContext::inline()) {
+        Ok(backend) => Arc::new(backend),
+        Err(e) => {
+            println!("{e}");
+            std::process::exit(1);
+        }
+    };
+    println!("{} ({:?})", backend.info().device.name, backend.memory().unwrap());
+    let mut ok = true;
+    for part in parts {
+        let started = Instant::now();
+        ok &= match part.as_str() {
+            "conformance" => conformance(&backend, Options::quick()),
+            "full" => conformance(&backend, Options::full()),
+            "model" => model::equals_the_cpu(&backend),
+            "growth" => model::no_growth(&backend),
+            "bench" => bench::run(&backend),
+            "2b" => large::run(&backend),
+            only => conformance(&backend, Options::full().with_only(&[only])),
+        };
+        println!("{part}: {:.1} s; {:?}\n", started.elapsed().as_secs_f64(), backend.counters());
+    }
+    std::process::exit(if ok { 0 } else { 2 });
+}
+
+fn conformance(backend: &Arc<CudaBackend>, options: Options) -> bool {
+    let report = Suite::new(options).run(&**backend, &mut |_| {});
+    println!("{report}");
+    report.failures().next().is_none()
+}
+
+/// Writes a result file, with the machine named.
+fn save(name: &str, backend: &CudaBackend, results: Value) {
+    let device = &backend.info().device;
+    let file = json!({
+        "machine": { "gpu": device.name, "memory_bytes": device.memory },
+        "package": format!("tersor-backend-cuda {}", backend.info().version),
+        "kernel_revision": backend.info().kernel_revision,
+        "results": results,
+    });
+    if let Some(folder) = std::env::var_os("TERSOR_OUT") {
+        let path = PathBuf::from(folder).join(format!("{name}.json"));
+        std::fs::write(path, serde_json::to_string_pretty(&file).unwrap()).unwrap();
+    }
+}
+
+/// Median, smallest and largest.
+fn spread(samples: &mut [f64]) -> (f64, f64, f64) {
+    samples.sort_by(f64::total_cmp);
+    (samples[samples.len() / 2], samples[0], samples[samples.len() - 1])
+}

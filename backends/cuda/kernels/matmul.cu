@@ -1,0 +1,405 @@
+// Products.
+//
+// Ternary weights are packed in tiles of 256 weights of one row, 64 bytes, rows padded to whole tiles with zeros. Chunk t of
+// a tile (t = 0..3, 16 bytes) has words w = 0..3; bits 2s, 2s+1 of byte b of word w are the code (t + 1, so 0, 1, 2) of
+// column 64 w + 16 t + 4 s + b. So (word >> 2s) & 0x03030303 meets four consecutive activations in one dp4a, and the four
+// threads of an mma fragment row read one tile in 16-byte loads with no shuffle. Codes are unsigned: the sum of the
+// activations is subtracted once.
+#include "common.cuh"
+
+#define TILE 256
+#define CODES 0x03030303u
+
+enum Mode { ADD = 1, I32 = 2 };
+
+// Result of one element, in the fixed order of roundings.
+__device__ __forceinline__ void store_sum(void *y, u64 at, int acc, float scale, float x_scale, u32 mode) {
+    if (mode & I32) {
+        int *p = (int *)y + at;
+        *p = mode & ADD ? (int)((u32)*p + (u32)acc) : acc;
+    } else {
+        float *p = (float *)y + at;
+        float v = __fdiv_rn(__fmul_rn(__int2float_rn(acc), scale), x_scale);
+        *p = mode & ADD ? *p + v : v;
+    }
+}
+
+__device__ __forceinline__ int dot_word(u32 word, uint4 x, int acc) {
+    acc = __dp4a((int)(word & CODES), (int)x.x, acc);
+    acc = __dp4a((int)(word >> 2 & CODES), (int)x.y, acc);
+    acc = __dp4a((int)(word >> 4 & CODES), (int)x.z, acc);
+    return __dp4a((int)(word >> 6 & CODES), (int)x.w, acc);
+}
+__device__ __forceinline__ int sum16(uint4 x, int acc) {
+    acc = __dp4a(0x01010101, (int)x.x, acc);
+    acc = __dp4a(0x01010101, (int)x.y, acc);
+    acc = __dp4a(0x01010101, (int)x.z, acc);
+    return __dp4a(0x01010101, (int)x.w, acc);
+}
+__device__ __forceinline__ u32 pick(uint4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
+// One to four rows of activations. Eight threads share a row of weights; a warp has four rows, a block sixteen.
+// Activations lie in shared memory with 64 bytes of padding after each tile, which makes the reads free of conflicts.
+// x is aligned to 16 bytes, as is x_stride; k is a multiple of 16.
+#define GEMV_TILES 16
+template <int M>
+__device__ __forceinline__ void gemv(const uint4 *w, const i8 *x, u32 x_stride, const float *x_scales, void *y, u32 n,
+                                     u32 tiles, u32 k, u32 m, float scale, u32 mode) {
+    __shared__ uint4 xs[M][GEMV_TILES * 20];
+    __shared__ int sums[M];
+    u32 sub = threadIdx.x & 7, row = blockIdx.x * (blockDim.x >> 3) + (threadIdx.x >> 3);
+    const uint4 *wr = w + (u64)min(row, n - 1) * tiles * 4 + sub;
+    int acc[M], part[M];
+#pragma unroll
+    for (int i = 0; i < M; i++) acc[i] = 0, part[i] = 0;
+    if (threadIdx.x < M) sums[threadIdx.x] = 0;
+    for (u32 base = 0; base < tiles; base += GEMV_TILES) {
+        // The weights do not depend on what ran before: ask for them first.
+        uint4 v[GEMV_TILES / 2];
+#pragma unroll
+        for (int j = 0; j < GEMV_TILES / 2; j++) {
+            u32 tile = base + 2 * j + (sub >> 2);
+            v[j] = tile < tiles ? __ldg(wr + (base + 2 * j) * 4) : make_uint4(0, 0, 0, 0);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < M; i++) {
+            for (u32 u = threadIdx.x; u < GEMV_TILES * 16; u += blockDim.x) {
+                u32 at = base * TILE + u * 16;
+                uint4 a = make_uint4(0, 0, 0, 0);
+                if (at < k && i < m) a = *(const uint4 *)(x + (u64)i * x_stride + at);
+                xs[i][(u >> 4) * 20 + (u & 15)] = a;
+                part[i] = sum16(a, part[i]);
+            }
+        }
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < GEMV_TILES / 2; j++) {
+            if (base + 2 * j < tiles) {
+#pragma unroll
+                for (int i = 0; i < M; i++) {
+                    const uint4 *xt = xs[i] + (2 * j + (sub >> 2)) * 20 + (sub & 3);
+                    acc[i] = dot_word(v[j].x, xt[0], acc[i]);
+                    acc[i] = dot_word(v[j].y, xt[4], acc[i]);
+                    acc[i] = dot_word(v[j].z, xt[8], acc[i]);
+                    acc[i] = dot_word(v[j].w, xt[12], acc[i]);
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+        int s = __reduce_add_sync(FULL, part[i]);
+        if ((threadIdx.x & 31) == 0) atomicAdd(&sums[i], s);
+        acc[i] += __shfl_xor_sync(FULL, acc[i], 4);
+        acc[i] += __shfl_xor_sync(FULL, acc[i], 2);
+        acc[i] += __shfl_xor_sync(FULL, acc[i], 1);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < M; i++)
+        if (sub == i && i < m && row < n) store_sum(y, (u64)i * n + row, acc[i] - sums[i], scale, x_scales[i], mode);
+}
+
+#define GEMV(M)                                                                                                        \
+    KERNEL __launch_bounds__(128) gemv_##M(const uint4 *w, const i8 *x, u32 x_stride, const float *x_scales, void *y,  \
+                                           u32 n, u32 tiles, u32 k, u32 m, float scale, u32 mode) {                   \
+        gemv<M>(w, x, x_stride, x_scales, y, n, tiles, k, m, scale, mode);                                             \
+    }
+GEMV(1)
+GEMV(2)
+GEMV(4)
+
+// Copies rows of activations to rows of whole tiles, padded with zeros, and sums them. One block a row.
+KERNEL __launch_bounds__(256) pad_rows(const i8 *x, u32 k, u32 tiles, i8 *out, int *sums) {
+    __shared__ int total;
+    if (threadIdx.x == 0) total = 0;
+    __syncthreads();
+    const i8 *xr = x + (u64)blockIdx.x * k;
+    u32 *o = (u32 *)(out + (u64)blockIdx.x * tiles * TILE);
+    bool aligned = ((u64)xr & 3) == 0;
+    int sum = 0;
+    for (u32 i = threadIdx.x; i < tiles * (TILE / 4); i += blockDim.x) {
+        u32 v = 0, at = i * 4;
+        if (at + 4 <= k && aligned) v = *(const u32 *)(xr + at);
+        else
+            for (u32 b = 0; b < 4; b++)
+                if (at + b < k) v |= (u32)(u8)xr[at + b] << 8 * b;
+        o[i] = v;
+        sum = __dp4a(0x01010101, (int)v, sum);
+    }
+    sum = __reduce_add_sync(FULL, sum);
+    if ((threadIdx.x & 31) == 0) atomicAdd(&total, sum);
+    __syncthreads();
+    if (threadIdx.x == 0) sums[blockIdx.x] = total;
+}
+
+// Several scales a row: the fold over blocks. One warp has one result; each quad of threads takes a tile, and 64 blocks
+// are put into their lanes at a time. `words` is the block's length in words of 64 columns: 1, 2 or 4.
+KERNEL __launch_bounds__(128) gemm_blocks(const uint4 *w, const float *scales, const i8 *x, const float *x_scales,
+                                          float *y, u32 n, u32 tiles, u32 blocks, u32 words, u32 mode) {
+    __shared__ float terms[4][64];
+    u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, quad = lane >> 2, t = lane & 3;
+    u32 row = blockIdx.x * 4 + warp, m = blockIdx.y;
+    if (row >= n) return;
+    const uint4 *wr = w + (u64)row * tiles * 4;
+    const uint4 *xr = (const uint4 *)(x + (u64)m * tiles * TILE);
+    const float *sr = scales + (u64)row * blocks;
+    u32 per_tile = 4 / words;
+    float low = 0.0f, high = 0.0f;
+    for (u32 first = 0; first < blocks; first += 64) {
+        terms[warp][lane] = 0.0f;
+        terms[warp][lane + 32] = 0.0f;
+        __syncwarp();
+        u32 tile0 = first / per_tile, tile_end = min(tiles, tile0 + 64 / per_tile);
+        for (u32 start = tile0; start < tile_end; start += 8) {
+            u32 tile = start + quad;
+            bool live = tile < tile_end;
+            uint4 v = live ? __ldg(wr + tile * 4 + t) : make_uint4(0, 0, 0, 0);
+            int sum[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                uint4 a = live ? xr[tile * 16 + 4 * j + t] : make_uint4(0, 0, 0, 0);
+                sum[j] = dot_word(pick(v, j), a, -sum16(a, 0));
+                sum[j] += __shfl_xor_sync(FULL, sum[j], 1);
+                sum[j] += __shfl_xor_sync(FULL, sum[j], 2);
+            }
+            if (words >= 2) sum[0] += sum[1], sum[1] = sum[2] + sum[3];
+            if (words == 4) sum[0] += sum[1];
+            u32 b = tile * per_tile + t;
+            int mine = t == 0 ? sum[0] : t == 1 ? sum[1] : t == 2 ? sum[2] : sum[3];
+            if (live && t < per_tile && b < blocks)
+                terms[warp][b - first] = __fmul_rn(__int2float_rn(mine), sr[b]);
+        }
+        __syncwarp();
+        // A missing block adds +0, which changes nothing: lanes start at +0.
+        low = low + terms[warp][lane];
+        high = high + terms[warp][lane + 32];
+        __syncwarp();
+    }
+    float v = __fdiv_rn(fold64(low, high), x_scales[m]);
+    if (lane == 0) {
+        float *p = y + (u64)m * n + row;
+        *p = mode & ADD ? *p + v : v;
+    }
+}
+
+// Int8 tensor cores: D (16 x 8) += A (16 weight rows x 32) * B (32 x 8 tokens).
+__device__ __forceinline__ void mma(int *d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+// One word of each of two weight rows against one 16-byte unit of activations: two steps of 32 columns. Which columns they
+// are is the same permutation for weights and activations, and a sum has no order in integers.
+__device__ __forceinline__ void mma_word(int *d, u32 top, u32 bottom, uint4 x) {
+    mma(d, top & CODES, bottom & CODES, top >> 2 & CODES, bottom >> 2 & CODES, x.x, x.y);
+    mma(d, top >> 4 & CODES, bottom >> 4 & CODES, top >> 6 & CODES, bottom >> 6 & CODES, x.z, x.w);
+}
+
+// Few rows of activations: a block has 32 weight rows and NT tiles of 8 tokens; its four warps share the columns and their
+// sums meet in shared memory. Activations come from the cache.
+template <int NT>
+__device__ __forceinline__ void gemm_small(const uint4 *w, const i8 *x, const int *x_sums, const float *x_scales,
+                                           void *y, u32 n, u32 tiles, u32 m, float scale, u32 mode) {
+    __shared__ int part[4][32][NT * 8 + 1];
+    u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    u32 row0 = blockIdx.x * 32, m0 = blockIdx.y * NT * 8;
+    int d[2][NT][4];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) d[i][j][c] = 0;
+    const uint4 *wr[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) wr[i] = w + (u64)min(row0 + g + 8 * i, n - 1) * tiles * 4 + t;
+    const uint4 *xr[NT];
+#pragma unroll
+    for (int j = 0; j < NT; j++) xr[j] = (const uint4 *)(x + (u64)min(m0 + 8 * j + g, m - 1) * tiles * TILE) + t;
+    for (u32 tile = warp; tile < tiles; tile += 4) {
+        uint4 v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) v[i] = __ldg(wr[i] + tile * 4);
+#pragma unroll
+        for (int q = 0; q < 4; q++)
+#pragma unroll
+            for (int j = 0; j < NT; j++) {
+                uint4 a = xr[j][tile * 16 + 4 * q];
+                mma_word(d[0][j], pick(v[0], q), pick(v[1], q), a);
+                mma_word(d[1][j], pick(v[2], q), pick(v[3], q), a);
+            }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) part[warp][16 * i + g + 8 * (c >> 1)][8 * j + 2 * t + (c & 1)] = d[i][j][c];
+    __syncthreads();
+    for (u32 e = threadIdx.x; e < 32 * NT * 8; e += 128) {
+        u32 r = e & 31, c = e >> 5, row = row0 + r, token = m0 + c;
+        if (row < n && token < m) {
+            int acc = part[0][r][c] + part[1][r][c] + part[2][r][c] + part[3][r][c] - x_sums[token];
+            store_sum(y, (u64)token * n + row, acc, scale, x_scales[token], mode);
+        }
+    }
+}
+#define GEMM_SMALL(NT)                                                                                                 \
+    KERNEL __launch_bounds__(128) gemm_small_##NT(const uint4 *w, const i8 *x, const int *x_sums,                      \
+                                                  const float *x_scales, void *y, u32 n, u32 tiles, u32 m,            \
+                                                  float scale, u32 mode) {                                             \
+        gemm_small<NT>(w, x, x_sums, x_scales, y, n, tiles, m, scale, mode);                                           \
+    }
+GEMM_SMALL(1)
+GEMM_SMALL(2)
+GEMM_SMALL(4)
+
+__device__ __forceinline__ void cp_async16(void *shared, const void *global) {
+    u32 s = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(s), "l"(global));
+}
+
+// Many rows: a block has 128 weight rows, 32 a warp, and 64 tokens, whose activations pass through shared memory one tile
+// of columns at a time, two tiles ahead. Rows of 320 bytes keep the 16-byte reads free of conflicts.
+#define GEMM_TOKENS 64
+#define GEMM_STAGES 2
+KERNEL __launch_bounds__(128) gemm_large(const uint4 *w, const i8 *x, const int *x_sums, const float *x_scales, void *y,
+                                         u32 n, u32 tiles, u32 m, float scale, u32 mode) {
+    __shared__ uint4 xs[GEMM_STAGES][GEMM_TOKENS][20];
+    u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    u32 row0 = blockIdx.x * 128 + warp * 32, m0 = blockIdx.y * GEMM_TOKENS;
+    int d[2][8][4];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) d[i][j][c] = 0;
+    const uint4 *wr[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) wr[i] = w + (u64)min(row0 + g + 8 * i, n - 1) * tiles * 4 + t;
+    // Sixteen threads bring a row of 256 bytes; 128 threads bring eight rows a turn.
+    u32 unit = threadIdx.x & 15, token0 = threadIdx.x >> 4;
+    auto fetch = [&](u32 tile) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            u32 token = token0 + 8 * i;
+            const i8 *src = x + ((u64)min(m0 + token, m - 1) * tiles + tile) * TILE + unit * 16;
+            cp_async16(&xs[tile % GEMM_STAGES][token][unit], src);
+        }
+    };
+    fetch(0);
+    asm volatile("cp.async.commit_group;");
+    uint4 next[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) next[i] = __ldg(wr[i]);
+    for (u32 tile = 0; tile < tiles; tile++) {
+        if (tile + 1 < tiles) fetch(tile + 1);
+        asm volatile("cp.async.commit_group;");
+        uint4 v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            v[i] = next[i];
+            if (tile + 1 < tiles) next[i] = __ldg(wr[i] + (tile + 1) * 4);
+        }
+        asm volatile("cp.async.wait_group 1;");
+        __syncthreads();
+        const uint4(*xt)[20] = xs[tile % GEMM_STAGES];
+#pragma unroll
+        for (int q = 0; q < 4; q++)
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                uint4 a = xt[8 * j + g][4 * q + t];
+                mma_word(d[0][j], pick(v[0], q), pick(v[1], q), a);
+                mma_word(d[1][j], pick(v[2], q), pick(v[3], q), a);
+            }
+        __syncthreads();
+    }
+    asm volatile("cp.async.wait_all;");
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                u32 row = row0 + 16 * i + g + 8 * (c >> 1), token = m0 + 8 * j + 2 * t + (c & 1);
+                if (row < n && token < m)
+                    store_sum(y, (u64)token * n + row, d[i][j][c] - x_sums[token], scale, x_scales[token], mode);
+            }
+}
+
+// Dense weights times f32 activations, by lanes. Eight threads share a row: thread s has lanes 8s .. 8s+7, so a lane's
+// additions stay in one thread and in order. Rows are padded with zeros to whole 64s; +0 added to a lane changes nothing.
+#define DENSE_COLS 4096
+#define DENSE_ROWS 2
+template <int T>
+__device__ __forceinline__ void dense(const void *w, const float *x, float *y, u32 n, u32 k, u32 stride, u32 mode) {
+    __shared__ float4 xs[2][DENSE_COLS / 8];
+    u32 sub = threadIdx.x & 7, group = blockIdx.x * (blockDim.x >> 3) + (threadIdx.x >> 3);
+    u32 row0 = group * DENSE_ROWS, m = blockIdx.y;
+    const float *xr = x + (u64)m * k;
+    float lane[DENSE_ROWS][8];
+#pragma unroll
+    for (int r = 0; r < DENSE_ROWS; r++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) lane[r][i] = 0.0f;
+    for (u32 base = 0; base < stride; base += DENSE_COLS) {
+        u32 cols = min(stride - base, (u32)DENSE_COLS);
+        __syncthreads();
+        for (u32 c = threadIdx.x; c < cols; c += blockDim.x) {
+            float v = base + c < k ? xr[base + c] : 0.0f;
+            ((float *)&xs[c >> 2 & 1][c >> 3])[c & 3] = v;
+        }
+        __syncthreads();
+#pragma unroll 4
+        for (u32 c = 0; c < cols; c += 64) {
+            float4 a = xs[0][(c >> 3) + sub], b = xs[1][(c >> 3) + sub];
+            float xv[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+            for (int r = 0; r < DENSE_ROWS; r++) {
+                u64 at = (u64)min(row0 + r, n - 1) * stride + base + c + 8 * sub;
+                float wv[8];
+                if (T == T_F32) {
+                    float4 p = __ldg((const float4 *)((const float *)w + at));
+                    float4 q = __ldg((const float4 *)((const float *)w + at + 4));
+                    wv[0] = p.x, wv[1] = p.y, wv[2] = p.z, wv[3] = p.w;
+                    wv[4] = q.x, wv[5] = q.y, wv[6] = q.z, wv[7] = q.w;
+                } else {
+                    uint4 p = __ldg((const uint4 *)((const u16 *)w + at));
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        u32 v = pick(p, i);
+                        wv[2 * i] = T == T_F16 ? half_value(v & 0xffff) : __uint_as_float(v << 16);
+                        wv[2 * i + 1] = T == T_F16 ? half_value(v >> 16) : __uint_as_float(v & 0xffff0000u);
+                    }
+                }
+#pragma unroll
+                for (int i = 0; i < 8; i++) lane[r][i] = __fadd_rn(lane[r][i], __fmul_rn(wv[i], xv[i]));
+            }
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < DENSE_ROWS; r++) {
+#pragma unroll
+        for (int h = 4; h; h >>= 1)
+#pragma unroll
+            for (int i = 0; i < 8; i++) lane[r][i] = lane[r][i] + __shfl_xor_sync(FULL, lane[r][i], h);
+        float q0 = lane[r][0] + lane[r][4], q1 = lane[r][1] + lane[r][5];
+        float q2 = lane[r][2] + lane[r][6], q3 = lane[r][3] + lane[r][7];
+        float v = (q0 + q2) + (q1 + q3);
+        if (sub == 0 && row0 + r < n) {
+            float *p = y + (u64)m * n + row0 + r;
+            *p = mode & ADD ? *p + v : v;
+        }
+    }
+}
+#define DENSE(NAME, T)                                                                                                 \
+    KERNEL __launch_bounds__(128) dense_##NAME(const void *w, const float *x, float *y, u32 n, u32 k, u32 stride,      \
+                                               u32 mode) {                                                             \
+        dense<T>(w, x, y, n, k, stride, mode);                                                                         \
+    }
+DENSE(f32, T_F32)
+DENSE(f16, T_F16)
+DENSE(bf16, T_BF16)

@@ -1,0 +1,192 @@
+//! The backend: what it supports, packing, memory, and the trait's methods on host slices.
+
+use std::sync::Arc;
+
+use tersor_core::{
+    BackendInfo, Buffer, DType, DeviceInfo, Element, Error, FloatIn, FloatOut, Floats, FloatsMut, Format, HostContext,
+    Op, OpKind, OpSpec, PackedWeight, QuantBackend, Ran, RawBuffer, Result, Shape, Stream, Support, Weight,
+};
+
+use crate::driver::Driver;
+use crate::memory::{Counters, Device};
+use crate::names::Names;
+use crate::stream::CudaStream;
+use crate::{ID, KERNEL_REVISION, ops, pack};
+
+/// The most rows that a launch's second dimension can have.
+const MAX_ROWS: usize = 65_535;
+
+/// A GPU that is ready to work.
+#[derive(Debug)]
+pub struct CudaBackend {
+    pub(crate) device: Arc<Device>,
+    host: HostContext,
+    info: BackendInfo,
+    names: Arc<Names>,
+}
+
+impl CudaBackend {
+    pub(crate) fn open(info: DeviceInfo, host: &HostContext) -> Result<Self> {
+        let driver = Driver::open(info.index as i32)?;
+        let names = Arc::new(Names::new(driver.isa));
+        let device = Arc::new(Device::new(driver));
+        let info = BackendInfo {
+            id: ID.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            kernel_revision: KERNEL_REVISION,
+            device: info,
+            isa: None,
+        };
+        Ok(CudaBackend { device, host: host.clone(), info, names })
+    }
+
+    /// What went over the bus and into device memory since the backend was opened.
+    pub fn counters(&self) -> Counters {
+        self.device.counters()
+    }
+
+    /// Bytes of device memory that are free, and all there are.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the driver fails.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.device.driver.memory()
+    }
+
+    fn hold<T: Element>(&self, stream: &mut dyn Stream, data: &[T]) -> Result<Buffer<T>> {
+        let mut buffer = Buffer::alloc(self, data.len())?;
+        buffer.write(stream, data)?;
+        Ok(buffer)
+    }
+
+    fn expand<T: Element>(
+        &self,
+        stream: &mut dyn Stream,
+        w: &Weight,
+        y: &mut [T],
+        out: impl FnOnce(tersor_core::Out<'_, T>) -> FloatOut<'_>,
+    ) -> Result<Ran> {
+        let mut buffer = Buffer::<T>::alloc(self, y.len())?;
+        let ran = stream.submit(Op::Dequantize { w, y: out(buffer.output()) }.check()?)?;
+        buffer.read(stream, 0, y)?;
+        Ok(ran)
+    }
+}
+
+/// Why an op cannot be run; `None` if it can. Asked by `supports` and by `submit`.
+pub(crate) fn refusal(device: &Device, spec: &OpSpec) -> Option<String> {
+    match spec {
+        OpSpec::Quantize { from: t, format, shape } | OpSpec::Dequantize { to: t, format, shape } => {
+            if !format.is_ternary() && spec.kind() == OpKind::Quantize {
+                return Some(format!("{format} is not a ternary format"));
+            }
+            if crate::names::float(*t).is_none() {
+                return Some(format!("{t:?} is not a float type"));
+            }
+            format.encoded_len(*shape).err().map(|e| e.to_string())
+        }
+        OpSpec::MatMul { format, activations, output, scale_block, k, m, n, .. } => {
+            let expected = if format.is_ternary() { DType::I8 } else { DType::F32 };
+            if *activations != expected {
+                return Some(format!("{format} weights take {expected:?} activations, not {activations:?}"));
+            }
+            if *output != DType::F32 && !(format.is_ternary() && *output == DType::I32) {
+                return Some(format!("{format} products are not stored as {output:?}"));
+            }
+            if let Some(block) = scale_block.filter(|b| !k.is_multiple_of(*b)) {
+                return Some(format!("a group of {block} weights straddles rows of {k}"));
+            }
+            if let Err(e) = Shape::new(*n, *k).and_then(|s| format.encoded_len(s)) {
+                return Some(e.to_string());
+            }
+            (*m > MAX_ROWS).then(|| format!("{m} rows of activations are more than {MAX_ROWS}"))
+        }
+        OpSpec::GatherRows { format, .. } if format.is_ternary() => Some("rows are gathered from dense tables".into()),
+        OpSpec::Attention { capacity, .. } => {
+            let room = ops::attention::room(device);
+            (*capacity > room).then(|| format!("a cache of {capacity} positions is more than the {room} of one block"))
+        }
+        OpSpec::Sample { rows, .. } => (*rows > MAX_ROWS).then(|| format!("{rows} rows are more than {MAX_ROWS}")),
+        _ => None,
+    }
+}
+
+impl QuantBackend for CudaBackend {
+    fn info(&self) -> &BackendInfo {
+        &self.info
+    }
+
+    fn supports(&self, spec: &OpSpec) -> Support {
+        match (refusal(&self.device, spec), self.names.of(spec)) {
+            (Some(reason), _) => Support::no(reason),
+            (None, Some(kernel)) => Support::Yes { kernel },
+            (None, None) => Support::no(format!("{ID} does not know {}", spec.kind())),
+        }
+    }
+
+    fn packed_size(&self, format: Format, shape: Shape) -> Result<usize> {
+        pack::packed_size(format, shape)
+    }
+
+    fn pack(&self, weight: &Weight) -> Result<PackedWeight> {
+        let _span = tracing::debug_span!("pack", format = %weight.format(), shape = %weight.shape()).entered();
+        pack::pack(&self.device, weight)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<RawBuffer> {
+        Ok(RawBuffer::device(Box::new(self.device.take_zeroed(bytes)?)))
+    }
+
+    fn open_stream(&self) -> Result<Box<dyn Stream>> {
+        Ok(Box::new(CudaStream::new(self.device.clone(), self.names.clone(), self.host.clone())?))
+    }
+
+    fn quantize(
+        &self,
+        w: Floats<'_>,
+        shape: Shape,
+        format: Format,
+        codes: &mut [u8],
+        scales: &mut [f32],
+    ) -> Result<Ran> {
+        // Checks the slices before anything is copied.
+        let spec = Op::Quantize {
+            w: FloatIn::from(w),
+            shape,
+            format,
+            codes: tersor_core::Out::Host(codes),
+            scales: tersor_core::Out::Host(scales),
+        }
+        .check()?
+        .spec();
+        if let Support::No { reason } = self.supports(&spec) {
+            return Err(Error::Unsupported { backend: ID.into(), op: spec.to_string(), reason });
+        }
+        let mut stream = self.open_stream()?;
+        let stream = &mut *stream;
+        let (mut c, mut s) = (Buffer::<u8>::alloc(self, codes.len())?, Buffer::<f32>::alloc(self, scales.len())?);
+        let mut run = |w: FloatIn<'_>| {
+            stream.submit(Op::Quantize { w, shape, format, codes: c.output(), scales: s.output() }.check()?)
+        };
+        // The weights go up on a stream of their own; all streams of a backend are one in order.
+        let mut up = self.open_stream()?;
+        let ran = match w {
+            Floats::F32(w) => run(FloatIn::F32(self.hold(&mut *up, w)?.input()))?,
+            Floats::F16(w) => run(FloatIn::F16(self.hold(&mut *up, w)?.input()))?,
+            Floats::BF16(w) => run(FloatIn::BF16(self.hold(&mut *up, w)?.input()))?,
+        };
+        stream.synchronize()?;
+        c.read(stream, 0, codes)?;
+        s.read(stream, 0, scales)?;
+        Ok(ran)
+    }
+
+    fn dequantize(&self, weight: &Weight, y: FloatsMut<'_>) -> Result<Ran> {
+        let mut stream = self.open_stream()?;
+        match y {
+            FloatsMut::F32(y) => self.expand(&mut *stream, weight, y, |o| FloatOut::F32(o)),
+            FloatsMut::F16(y) => self.expand(&mut *stream, weight, y, |o| FloatOut::F16(o)),
+            FloatsMut::BF16(y) => self.expand(&mut *stream, weight, y, |o| FloatOut::BF16(o)),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Products.
+
+use tersor_core::{Activations, Epilogue, Error, OpSpec, Output, PackedWeight, Result};
+
+use crate::ID;
+use crate::driver::{Address, Args, Grid, Kernel};
+use crate::names::Product;
+use crate::pack::{Kind, Packed, Scales, TILE, count};
+use crate::stream::CudaStream;
+
+/// Bits of a kernel's `mode`.
+const ADD: u32 = 1;
+const I32: u32 = 2;
+
+/// Where a product reads and writes.
+struct Places {
+    x: Address,
+    x_scales: Address,
+    y: Address,
+    mode: u32,
+}
+
+impl CudaStream {
+    pub(super) fn matmul(
+        &mut self,
+        w: &PackedWeight,
+        x: Activations<'_>,
+        y: &Output<'_>,
+        epilogue: Epilogue,
+        spec: &OpSpec,
+    ) -> Result<()> {
+        let OpSpec::MatMul { format, scale_block, output, m, n, k, .. } = *spec else { return Ok(()) };
+        let packed = self.packed(w)?;
+        let add = match epilogue {
+            Epilogue::Store => 0,
+            Epilogue::Add => ADD,
+            _ => {
+                let reason = "this epilogue is newer than this backend".to_owned();
+                return Err(Error::Unsupported { backend: ID.into(), op: spec.to_string(), reason });
+            }
+        };
+        let (y, mode) = match y {
+            Output::F32(y) => (self.output("y", y)?, add),
+            Output::I32(y) => (self.output("y", y)?, add | I32),
+        };
+        let (x, x_scales) = match x {
+            Activations::Int8 { q, scales } => {
+                (self.input("activations", q)?, self.input("activation scales", scales)?)
+            }
+            Activations::F32(x) => (self.input("activations", x)?, 0),
+        };
+        let at = Places { x, x_scales, y, mode };
+        let (m, n, k) = (count("M", m)?, count("N", n)?, count("K", k)?);
+        let product = Product::of(format, scale_block, output, m as usize);
+        match &packed.kind {
+            Kind::Dense { stride } => self.dense(format, packed.data.at, *stride, &at, (m, n, k)),
+            Kind::Ternary { tiles, scales } => self.ternary(product, (packed, *tiles, scales), &at, (m, n, k)),
+        }
+    }
+
+    fn dense(
+        &mut self,
+        format: tersor_core::Format,
+        w: Address,
+        stride: u32,
+        at: &Places,
+        (m, n, k): (u32, u32, u32),
+    ) -> Result<()> {
+        let kernel = match format {
+            tersor_core::Format::F16 => Kernel::DenseF16,
+            tersor_core::Format::BF16 => Kernel::DenseBf16,
+            _ => Kernel::DenseF32,
+        };
+        let args = Args::new().u64(w).u64(at.x).u64(at.y).u32(n).u32(k).u32(stride).u32(at.mode);
+        let grid = Grid { x: n.div_ceil(32), y: m, threads: 128, shared: 0 };
+        // SAFETY: parameters as in matmul.cu; `Checked` and `pack` have seen to the lengths of all operands.
+        unsafe { self.device.launch(kernel, grid, args) }
+    }
+
+    fn ternary(
+        &mut self,
+        product: Product,
+        (packed, tiles, scales): (&Packed, u32, &Scales),
+        at: &Places,
+        (m, n, k): (u32, u32, u32),
+    ) -> Result<()> {
+        let w = packed.data.at;
+        let scale = if let Scales::Uniform(s) = scales { *s } else { 0.0 };
+        let gemv = match product {
+            Product::Gemv1 => Some(Kernel::Gemv1),
+            Product::Gemv2 => Some(Kernel::Gemv2),
+            Product::Gemv4 => Some(Kernel::Gemv4),
+            _ => None,
+        };
+        // What 16-byte loads cannot read as it is, is copied to where they can.
+        let direct = at.x.is_multiple_of(16) && k.is_multiple_of(16);
+        let (x, sums, k) = if gemv.is_some() && direct {
+            (at.x, 0, k)
+        } else {
+            let padded = tiles * TILE as u32;
+            let x = self.scratch.get(&self.device, 0, m as usize * padded as usize)?;
+            let sums = self.scratch.get(&self.device, 1, 4 * m as usize)?;
+            let args = Args::new().u64(at.x).u32(k).u32(tiles).u64(x).u64(sums);
+            // SAFETY: parameters as in matmul.cu; the scratch has room for m padded rows and m sums.
+            unsafe { self.device.launch(Kernel::PadRows, Grid::new(m, 256), args) }?;
+            (x, sums, padded)
+        };
+        if let Some(kernel) = gemv {
+            let args = Args::new().u64(w).u64(x).u32(k).u64(at.x_scales).u64(at.y);
+            let args = args.u32(n).u32(tiles).u32(k).u32(m).f32(scale).u32(at.mode);
+            // SAFETY: as above; rows of x are k apart, aligned to 16 bytes, and k is a multiple of 16.
+            return unsafe { self.device.launch(kernel, Grid::new(n.div_ceil(16), 128), args) };
+        }
+        if let (Product::Blocks, Scales::Blocks { values, words, per_row }) = (product, scales) {
+            let args = Args::new().u64(w).u64(values.at).u64(x).u64(at.x_scales).u64(at.y);
+            let args = args.u32(n).u32(tiles).u32(*per_row).u32(*words).u32(at.mode);
+            let grid = Grid { x: n.div_ceil(4), y: m, threads: 128, shared: 0 };
+            // SAFETY: as above; there are `per_row` scales for each of n rows.
+            return unsafe { self.device.launch(Kernel::GemmBlocks, grid, args) };
+        }
+        let (kernel, rows, tokens) = match product {
+            Product::Small1 => (Kernel::GemmSmall1, 32, 8),
+            Product::Small2 => (Kernel::GemmSmall2, 32, 16),
+            Product::Small4 => (Kernel::GemmSmall4, 32, 32),
+            _ => (Kernel::GemmLarge, 128, 64),
+        };
+        let args = Args::new().u64(w).u64(x).u64(sums).u64(at.x_scales).u64(at.y);
+        let args = args.u32(n).u32(tiles).u32(m).f32(scale).u32(at.mode);
+        let grid = Grid { x: n.div_ceil(rows), y: m.div_ceil(tokens), threads: 128, shared: 0 };
+        // SAFETY: as above.
+        unsafe { self.device.launch(kernel, grid, args) }
+    }
+}

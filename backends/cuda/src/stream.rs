@@ -1,0 +1,247 @@
+//! The stream: operands to addresses, ops to launches, faults to errors.
+
+use std::sync::Arc;
+
+use tersor_core::codec::storable_scale;
+use tersor_core::{
+    Checked, DeviceSlice, Element, Error, Format, HostContext, In, Out, PackedWeight, Ran, RawBuffer, Result, Stream,
+};
+
+use crate::ID;
+use crate::backend::refusal;
+use crate::driver::{Address, Args, HostWord};
+use crate::memory::{Allocation, Device};
+use crate::names::Names;
+use crate::pack::Packed;
+
+/// Work of one client, in order.
+#[derive(Debug)]
+pub(crate) struct CudaStream {
+    pub(crate) device: Arc<Device>,
+    names: Arc<Names>,
+    host: HostContext,
+    pub(crate) scratch: Scratch,
+    /// The smallest key of a fault so far, all ones if there is none; see `kernels/common.cuh`.
+    fault: Allocation,
+    /// Not zero once a kernel has written a fault.
+    raised: HostWord,
+    /// What the ops since the last report were, by their numbers in keys.
+    watched: Vec<Watched>,
+}
+
+/// Memory that a stream keeps from op to op, so that a decode loop allocates nothing once it has grown.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    slots: [Option<Allocation>; 4],
+    /// Keys and counts of `sample`, zero between ops, and the number of rows that there is room for.
+    sample: Option<(Allocation, usize)>,
+}
+
+/// An op that can fail on its data.
+#[derive(Debug, Clone, Copy)]
+struct Watched {
+    what: &'static str,
+    format: Format,
+}
+
+/// Where a kernel reports.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fault {
+    word: Address,
+    raised: Address,
+    number: u64,
+}
+
+impl Args {
+    pub(crate) fn fault(self, f: Fault) -> Self {
+        self.u64(f.word).u64(f.raised).u64(f.number)
+    }
+}
+
+/// Ops that are told apart between two reports; those beyond share the last number. (Keys have 20 bits for it.)
+const MAX_WATCHED: usize = 1 << 19;
+
+impl Scratch {
+    /// At least `bytes` of undefined content, the slot's own until it is asked for again.
+    pub(crate) fn get(&mut self, device: &Arc<Device>, slot: usize, bytes: usize) -> Result<Address> {
+        use tersor_core::DeviceMemory;
+        let held = &mut self.slots[slot];
+        match held {
+            Some(a) if a.bytes() >= bytes => Ok(a.at),
+            _ => {
+                *held = None;
+                Ok(held.insert(device.take(bytes)?).at)
+            }
+        }
+    }
+
+    /// Two zero words for each row.
+    pub(crate) fn sample_slots(&mut self, device: &Arc<Device>, rows: usize) -> Result<Address> {
+        match &self.sample {
+            Some((a, room)) if *room >= rows => Ok(a.at),
+            _ => Ok(self.sample.insert((device.take_zeroed(16 * rows)?, rows)).0.at),
+        }
+    }
+}
+
+impl CudaStream {
+    pub(crate) fn new(device: Arc<Device>, names: Arc<Names>, host: HostContext) -> Result<Self> {
+        let fault = device.take(8)?;
+        // SAFETY: the allocation has 8 bytes.
+        unsafe { device.driver.fill(fault.at, 0xff, 8) }?;
+        let raised = device.driver.host_word()?;
+        Ok(CudaStream { device, names, host, scratch: Scratch::default(), fault, raised, watched: Vec::new() })
+    }
+
+    /// Where the next kernels report data that they cannot round.
+    pub(crate) fn watch(&mut self, what: &'static str, format: Format) -> Fault {
+        if self.watched.len() < MAX_WATCHED {
+            self.watched.push(Watched { what, format });
+        }
+        Fault { word: self.fault.at, raised: self.raised.address, number: self.watched.len() as u64 - 1 }
+    }
+
+    /// Reports the first fault since the last report. All work is done.
+    fn report(&mut self) -> Result<()> {
+        let watched = std::mem::take(&mut self.watched);
+        if self.raised.get() == 0 {
+            // The capacity is kept, as this happens once a token.
+            self.watched = watched;
+            self.watched.clear();
+            return Ok(());
+        }
+        self.raised.set(0);
+        let mut key = [0; 8];
+        self.device.download(self.fault.at, &mut key)?;
+        // SAFETY: the allocation has 8 bytes.
+        unsafe { self.device.driver.fill(self.fault.at, 0xff, 8) }?;
+        let key = u64::from_le_bytes(key);
+        match watched.get((key >> 44) as usize) {
+            Some(w) => Err(fault_error(*w, key & 7, key >> 3 & ((1 << 41) - 1))),
+            None => Err(Error::Device { backend: ID.into(), message: format!("unknown fault {key:#x}") }),
+        }
+    }
+
+    /// Address of an input.
+    pub(crate) fn input<T: Element>(&self, what: &'static str, x: In<'_, T>) -> Result<Address> {
+        match x {
+            In::Device(slice) => self.address::<T>(what, slice),
+            In::Host(s) => not_device(what, s.is_empty()),
+        }
+    }
+
+    /// Address of an output.
+    pub(crate) fn output<T: Element>(&self, what: &'static str, y: &Out<'_, T>) -> Result<Address> {
+        match y {
+            Out::Device(slice) => self.address::<T>(what, *slice),
+            Out::Host(s) => not_device(what, s.is_empty()),
+        }
+    }
+
+    fn address<T: Element>(&self, what: &'static str, slice: DeviceSlice<'_>) -> Result<Address> {
+        let memory = slice.memory;
+        let foreign = |remedy| Error::Memory { what, found: "another", backend: ID.into(), need: "its own", remedy };
+        let Some(a) = memory.as_any().downcast_ref::<Allocation>() else {
+            return Err(foreign("allocate operands with the backend that uses them"));
+        };
+        if !Arc::ptr_eq(&a.device, &self.device) {
+            return Err(foreign("the buffer is on another GPU; read it there and write it here"));
+        }
+        let size = T::DTYPE.size();
+        let end = slice.offset.checked_add(slice.len).and_then(|n| n.checked_mul(size));
+        if end.is_none_or(|end| end > memory.bytes()) {
+            let why = format!("elements from {} on", slice.offset);
+            let need = slice.offset.saturating_add(slice.len);
+            return Err(Error::Length { what, need, got: memory.bytes() / size, why });
+        }
+        Ok(a.at + (slice.offset * size) as u64)
+    }
+
+    /// The data of a packed weight of this GPU.
+    pub(crate) fn packed<'w>(&self, w: &'w PackedWeight) -> Result<&'w Packed> {
+        let packed: &Packed = w.data(ID)?;
+        if Arc::ptr_eq(&packed.data.device, &self.device) {
+            return Ok(packed);
+        }
+        Err(Error::ForeignPack { made_by: format!("{ID} on another GPU"), given_to: ID.into() })
+    }
+}
+
+/// Nothing is nowhere: an operand that a format does not use may be of any memory.
+fn not_device(what: &'static str, empty: bool) -> Result<Address> {
+    if empty {
+        return Ok(0);
+    }
+    let remedy = "allocate a buffer and write to it through a stream";
+    Err(Error::Memory { what, found: "host", backend: ID.into(), need: "device", remedy })
+}
+
+/// What a key means; the kinds are those of `kernels/common.cuh`.
+fn fault_error(w: Watched, kind: u64, payload: u64) -> Error {
+    let Watched { what, format } = w;
+    let index = payload as usize;
+    let not_finite = |value| Error::NotFinite { what, index, value };
+    match kind {
+        0 => not_finite(f32::NAN),
+        1 => not_finite(f32::INFINITY),
+        2 => not_finite(f32::NEG_INFINITY),
+        3 => {
+            let scale = f32::from_bits(payload as u32);
+            storable_scale(format, scale).err().unwrap_or_else(|| not_finite(scale))
+        }
+        4 => Error::NotFinite { what: "mean of the absolute weights", index: 0, value: f32::INFINITY },
+        _ => Error::Device {
+            backend: ID.into(),
+            message: format!("{what}: entry {index}, in device memory, is out of range; nothing was done for it"),
+        },
+    }
+}
+
+impl Stream for CudaStream {
+    fn submit(&mut self, op: Checked<'_>) -> Result<Ran> {
+        if self.host.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let spec = op.spec();
+        let kernel = match (refusal(&self.device, &spec), self.names.of(&spec)) {
+            (None, Some(kernel)) => kernel,
+            (reason, _) => {
+                let reason = reason.unwrap_or_else(|| "no such kernel".to_owned());
+                return Err(Error::Unsupported { backend: ID.into(), op: spec.to_string(), reason });
+            }
+        };
+        let _span = tracing::trace_span!("op", kernel).entered();
+        self.run(op.op(), &spec)?;
+        Ok(Ran { kernel })
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.device.driver.synchronize()?;
+        self.report()
+    }
+
+    fn upload(&mut self, src: &[u8], dst: &mut RawBuffer, offset: usize) -> Result<()> {
+        let to = self.range(dst, offset, src.len())?;
+        self.device.upload(src, to)
+    }
+
+    fn download(&mut self, src: &RawBuffer, offset: usize, dst: &mut [u8]) -> Result<()> {
+        let from = self.range(src, offset, dst.len())?;
+        self.device.download(from, dst)?;
+        self.report()
+    }
+}
+
+impl CudaStream {
+    /// Address of `len` bytes of a buffer from byte `offset` on.
+    fn range(&self, buffer: &RawBuffer, offset: usize, len: usize) -> Result<Address> {
+        let Some(memory) = buffer.as_device() else { return not_device("buffer", false) };
+        self.address::<u8>("buffer", DeviceSlice { memory, offset, len })
+    }
+}
+
+impl Drop for CudaStream {
+    fn drop(&mut self) {
+        self.device.driver.free_host_word(&self.raised);
+    }
+}
