@@ -56,11 +56,14 @@ fn a_reader_that_goes_away_ends_the_program_in_silence() {
         &["config", "show"],
         &["run", "--tokens", "400", "--ignore-eos"],
     ] {
+        if args[0] == "run" && !cfg!(feature = "cpu") {
+            continue; // needs a backend that runs everywhere
+        }
         let mut child = command().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(!stderr.contains("error") && !stderr.contains("panicked"), "{args:?}: {stderr}");
-        assert!(output.status.success() || cfg!(feature = "cuda"), "{args:?}: {:?} {stderr}", output.status);
+        assert!(output.status.success(), "{args:?}: {:?} {stderr}", output.status);
     }
 }
