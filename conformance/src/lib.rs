@@ -16,19 +16,14 @@
 //! #     let entry = tersor_core::entries().find(|e| e.id == "scalar").unwrap();
 //! #     (entry.open)(&tersor_core::HostContext::inline()).unwrap()
 //! # }
-//!
-//! # let only = |options: Options| options.with_only(&["quantize_rows/3x70/", "copy/", "supports/quantize_rows"]);
-//! # let quick = only(Options::quick());
-//! let backend: Arc<dyn QuantBackend> = open();          // however your crate does that
-//! # /*
-//! let quick = Options::quick();                         // seconds; Options::full() takes longer
-//! # */
-//! let report = Suite::new(quick).run(&*backend, &mut |case| {
+//! let backend: Arc<dyn QuantBackend> = open();                   // however your crate does that
+//! let suite = Suite::new(Options::quick());                      // seconds; Options::full() takes longer
+//! let report = suite.run(&*backend, &mut |case| {
 //!     if let Some(message) = case.failure() {
 //!         eprintln!("{}: {message}", case.name);
 //!     }
 //! });
-//! println!("{report}");                                 // counts, failures, what is not supported and why
+//! println!("{report}");                                          // counts, failures, what is not supported and why
 //! assert!(report.conforms());
 //! ```
 //!

@@ -133,3 +133,46 @@ impl fmt::Display for Report {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(outcomes: &[Outcome]) -> Report {
+        let case = |(i, outcome): (usize, &Outcome)| CaseResult {
+            name: format!("case/{i}"),
+            outcome: outcome.clone(),
+            kernels: vec!["add.f32.scalar".into()],
+            micros: 3,
+        };
+        Report {
+            backend: "b".into(),
+            version: "1".into(),
+            kernel_revision: 1,
+            device: "d".into(),
+            isa: None,
+            profile: "quick".into(),
+            seed: 0,
+            kernels: Vec::new(),
+            cases: outcomes.iter().enumerate().map(case).collect(),
+        }
+    }
+
+    #[test]
+    fn json_says_everything_and_reads_back() {
+        let failed = Outcome::Failed { message: "row 1".into() };
+        let report = report(&[Outcome::Passed, failed, Outcome::NotSupported { reason: "no".into() }]);
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["cases"][1]["outcome"], "failed");
+        assert_eq!(json["cases"][1]["message"], "row 1");
+        assert_eq!(json["cases"][2]["reason"], "no");
+        assert_eq!(serde_json::from_value::<Report>(json).unwrap(), report);
+    }
+
+    #[test]
+    fn only_failures_and_emptiness_do_not_conform() {
+        assert!(report(&[Outcome::Passed, Outcome::NotSupported { reason: "no".into() }]).conforms());
+        assert!(!report(&[Outcome::Passed, Outcome::Failed { message: String::new() }]).conforms());
+        assert!(!report(&[]).conforms());
+    }
+}

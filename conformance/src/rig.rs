@@ -161,3 +161,31 @@ impl<'b> Rig<'b> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tersor_backend_scalar as _;
+    use tersor_core::{HostContext, entries};
+
+    #[test]
+    fn a_write_next_to_an_output_is_found_on_either_side() {
+        let entry = entries().find(|e| e.id == "scalar").unwrap();
+        let backend = (entry.open)(&HostContext::inline()).unwrap();
+        let mut ledger = Ledger::default();
+        let mut rig = Rig::new(&*backend, &mut ledger, Rng::new(0, "guards")).unwrap();
+        rig.shift = 3;
+        let len = 5;
+        for (at, found) in
+            [(0, "67 elements before"), (66, "1 elements before"), (72, "1 elements past"), (135, "64 elements past")]
+        {
+            let mut operand = rig.blank::<i8>(len).unwrap();
+            operand.buffer.as_host_mut().unwrap()[at] = 0;
+            let Err(Stop::Failed(message)) = rig.read(&operand) else { panic!("a write at {at} was not found") };
+            assert!(message.contains(found), "{at}: {message}");
+        }
+        let mut operand = rig.blank::<i8>(len).unwrap();
+        operand.buffer.as_host_mut().unwrap()[67..72].fill(0);
+        assert_eq!(rig.read(&operand).unwrap(), [0; 5]);
+    }
+}
