@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use tersor::Format;
 use tersor::model::source::I2sLayout;
 
-use crate::{backends, config, inspect, quantize, run, verify};
+use crate::{backends, bench, config, inspect, quantize, run, verify};
 
 /// Ternary (1.58-bit) models: convert, check, run
 ///
@@ -67,6 +67,7 @@ pub(crate) enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
     Run(run::Args),
+    Bench(bench::Args),
     Config(config::Args),
 }
 
@@ -77,6 +78,7 @@ impl Command {
             Command::Backends(args) => Some(&args.place),
             Command::Quantize(args) => Some(&args.place),
             Command::Run(args) => Some(&args.place),
+            Command::Bench(args) => Some(&args.place),
             Command::Config(args) => args.place(),
             Command::Inspect(_) | Command::Verify(_) => None,
         }

@@ -47,6 +47,9 @@ pub(crate) enum Failure {
     /// What the user asked for does not make sense, beyond what clap can see.
     #[error("{0}")]
     Usage(String),
+    /// A benchmark.
+    #[error(transparent)]
+    Bench(tersor_bench::Error),
     /// A file of the command's own.
     #[error("cannot {action} {}: {source}", path.display())]
     File { action: &'static str, path: PathBuf, source: io::Error },
@@ -64,6 +67,17 @@ impl From<ConfigError> for Failure {
 impl From<CoreError> for Failure {
     fn from(error: CoreError) -> Self {
         Failure::Registry(error.into())
+    }
+}
+
+impl From<tersor_bench::Error> for Failure {
+    fn from(error: tersor_bench::Error) -> Self {
+        match error {
+            tersor_bench::Error::Registry(e) => e.into(),
+            tersor_bench::Error::Core(e) => e.into(),
+            tersor_bench::Error::Model(e) => e.into(),
+            other => Failure::Bench(other),
+        }
     }
 }
 
@@ -113,6 +127,8 @@ impl Failure {
             Failure::Registry(Registry::NoCandidate { .. } | Registry::Empty) => Exit::NoBackend,
             Failure::Registry(Registry::Core(CoreError::Unusable { .. })) => Exit::NoBackend,
             Failure::Model(ModelError::Backend { .. }) => Exit::NoBackend,
+            Failure::Bench(tersor_bench::Error::NoBackend { .. }) => Exit::NoBackend,
+            Failure::Bench(tersor_bench::Error::Axes { .. } | tersor_bench::Error::NotAReport { .. }) => Exit::Usage,
             _ => Exit::Failed,
         }
     }

@@ -15,6 +15,7 @@
 
 mod args;
 mod backends;
+mod bench;
 mod config;
 mod context;
 mod failure;
@@ -66,6 +67,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Verify(args) => verify::run(&context, &args),
         Command::Run(args) => run::run(&context, &args),
+        Command::Bench(args) => bench::run(&context, &args),
         Command::Config(args) => config::show(&context, &args),
     }
 }

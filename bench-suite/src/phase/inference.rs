@@ -1,0 +1,196 @@
+//! The model itself: prompts and decoding, apart.
+
+use std::cell::{OnceCell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tersor::model::{Model, ModelFile, Session, SessionOptions, Tokenizer};
+use tersor_core::SampleParams;
+
+use super::{Found, Setup, Timed, set_floors};
+use crate::limits::{Collector, Int8Probe, Pattern, ReadProbe};
+use crate::report::{Figure, LimitKind, Measure, Work};
+use crate::schedule::Sample;
+
+/// What is generated, and from what.
+pub(crate) struct Inference {
+    pub(crate) prompt: Vec<u32>,
+    /// Tokens of a decode sample.
+    pub(crate) tokens: usize,
+}
+
+/// Tokens of the prompt: one batch.
+const PROMPT: usize = 128;
+/// Tokens before those of a decode sample.
+const BEFORE: usize = 16;
+
+/// A text to begin with, in the public domain: Aesop, The Fox and the Grapes, translated by V. S. Vernon Jones (1912).
+const TEXT: &str = "A hungry Fox saw some fine bunches of Grapes hanging from a vine that was trained along a high \
+    trellis, and did his best to reach them by jumping as high as he could into the air. But it was all in vain, for \
+    they were just out of reach: so he gave up trying, and walked away with an air of dignity and unconcern, remarking, \
+    \"I thought those Grapes were ripe, but I see now they are quite sour.\" ";
+
+const GREEDY: SampleParams = SampleParams { temperature: 0.0, top_k: None, seed: 0 };
+
+impl Inference {
+    /// A prompt of 128 tokens, or what the context leaves; second: a note where there is no tokenizer.
+    pub(crate) fn new(file: &ModelFile, tokens: usize) -> (Self, Option<String>) {
+        let context = file.config().context_length;
+        let tokens = tokens.clamp(1, (context / 2).max(1));
+        let len = PROMPT.min(context.saturating_sub(tokens)).max(1);
+        let text = TEXT.repeat(4);
+        let (prompt, note) = match Tokenizer::of(file).and_then(|t| t.encode(&text)) {
+            Ok(ids) => (ids, None),
+            Err(e) => {
+                let vocab = file.config().vocab_size.max(1) as u64;
+                let mut rng = crate::material::Rng::new(1);
+                let ids = (0..len).map(|_| (rng.bits() % vocab) as u32).collect();
+                (ids, Some(format!("the prompt is random tokens, because the model has no tokenizer: {e}")))
+            }
+        };
+        let prompt = prompt.iter().copied().cycle().take(len).collect();
+        (Inference { prompt, tokens }, note)
+    }
+}
+
+/// A candidate's session and what it does.
+struct Running {
+    session: Session,
+    linear: f64,
+    bytes: f64,
+}
+
+/// The models, one for each candidate, loaded once.
+pub(crate) struct Loaded {
+    runs: Vec<Result<Rc<RefCell<Running>>, String>>,
+    /// Candidate and bytes of its packed weights.
+    pub(crate) weights: Vec<(String, u64)>,
+    /// Bytes of a session.
+    pub(crate) session: Option<u64>,
+}
+
+impl Loaded {
+    /// Packs the model for each candidate. After `until`, or when packed weights would take more than `memory` bytes, the
+    /// rest is left out, with the reason.
+    pub(crate) fn new(setup: &mut Setup<'_>, file: &ModelFile, what: &Inference, until: Instant, memory: u64) -> Self {
+        let mut loaded = Loaded { runs: Vec::new(), weights: Vec::new(), session: None };
+        let mut total = 0;
+        for c in &setup.candidates.all {
+            let label = format!("load on {} with {} threads", c.name(), c.threads);
+            (setup.progress)(&label);
+            let largest = loaded.weights.iter().map(|(_, b)| *b).max().unwrap_or(0);
+            let run = if Instant::now() > until {
+                Err("cut by the time budget before it was loaded".to_owned())
+            } else if total + largest > memory {
+                Err(format!("not loaded: {} MB of packed weights are the most here", memory >> 20))
+            } else {
+                Self::load(c, file, what).map_err(|e| e.to_string())
+            };
+            if let Ok((running, bytes)) = &run {
+                total += bytes;
+                loaded.session.get_or_insert(running.session.bytes() as u64);
+                let name = c.name();
+                if !loaded.weights.iter().any(|(n, _)| *n == name) {
+                    loaded.weights.push((name, *bytes));
+                }
+            }
+            loaded.runs.push(run.map(|(running, _)| Rc::new(RefCell::new(running))));
+        }
+        loaded
+    }
+
+    fn load(
+        candidate: &crate::candidates::Candidate,
+        file: &ModelFile,
+        what: &Inference,
+    ) -> tersor::model::Result<(Running, u64)> {
+        let model = Model::load(candidate.backend.clone(), file, |_| {})?;
+        let capacity = what.prompt.len() + what.tokens;
+        let session = Session::new(&model, SessionOptions { capacity: Some(capacity), ..Default::default() })?;
+        let (linear, bytes) = (model.config().linear_elements() as f64, model.bytes_per_token() as f64);
+        Ok((Running { session, linear, bytes }, model.weight_bytes() as u64))
+    }
+
+    /// Runs prompts and decodes, candidates in turn.
+    pub(crate) fn measure(&self, setup: &mut Setup<'_>, what: &Inference, format: &str, budget: Duration) -> Found {
+        let mut found = Found::default();
+        let bytes = self.weights.iter().map(|(_, b)| *b as usize).max().unwrap_or(0).min(1 << 30);
+        for measure in [Measure::Prefill, Measure::Decode] {
+            let first_ids: OnceCell<Vec<u32>> = OnceCell::new();
+            let mut cases = Vec::new();
+            for (i, (candidate, run)) in setup.candidates.all.iter().zip(&self.runs).enumerate() {
+                let tokens = if measure == Measure::Prefill { what.prompt.len() } else { what.tokens };
+                let mut figure = candidate.figure(measure, format, format!("{tokens} tokens"));
+                figure.working_set = bytes as u64;
+                if let Ok(run) = run {
+                    let (run, n) = (run.borrow(), tokens as f64);
+                    // A prompt of one batch reads the weights once; decoding reads them for each token.
+                    let passes = if measure == Measure::Prefill { 1.0 } else { n };
+                    figure.work = Work { units: n, bytes: passes * run.bytes, macs: n * run.linear };
+                }
+                let first_ids = &first_ids;
+                let run = move |figure: &mut Figure| {
+                    let run = &mut *run.as_ref().map_err(Clone::clone)?.borrow_mut();
+                    let (sample, ids) = match measure {
+                        Measure::Prefill => run.prefill(&what.prompt),
+                        _ => run.decode(&what.prompt[..what.prompt.len().min(BEFORE)], what.tokens),
+                    }
+                    .map_err(|e| e.to_string())?;
+                    figure.kernels = run.session.kernels().iter().map(|k| (*k).to_owned()).collect();
+                    let want = first_ids.get_or_init(|| ids.clone());
+                    figure.checked = Some("every token equals the first candidate's".to_owned());
+                    match ids.iter().zip(want).position(|(got, want)| got != want) {
+                        Some(at) => Err(format!("WRONG RESULT: token {at} is {} but should be {}", ids[at], want[at])),
+                        None => Ok(sample),
+                    }
+                };
+                cases.push(Timed { figure, group: i, run: Box::new(run) });
+            }
+            let executors = setup.candidates.executors();
+            let (mut probe, int8) = (ReadProbe::new(bytes), Int8Probe::new());
+            let (mut read, mut rates) = (Collector::default(), Collector::default());
+            let mut figures = setup.measure(cases, budget / 2, || {
+                for executor in &executors {
+                    for pattern in Pattern::ALL {
+                        let rate = probe.read_again(*executor, pattern, 8 << 20);
+                        read.push(executor.threads(), pattern.id(), rate);
+                    }
+                    for (name, rate) in int8.rates(*executor, 0.002) {
+                        rates.push(executor.threads(), name, rate);
+                    }
+                }
+            });
+            let threads = setup.candidates.threads();
+            let mut limits = read.limits(LimitKind::Read, measure.id(), bytes as u64, &threads);
+            limits.extend(rates.limits(LimitKind::Int8, measure.id(), 0, &threads));
+            set_floors(&mut figures, &limits);
+            found.figures.append(&mut figures);
+            found.limits.extend(limits);
+        }
+        found
+    }
+}
+
+impl Running {
+    fn prefill(&mut self, prompt: &[u32]) -> tersor::model::Result<(Sample, Vec<u32>)> {
+        self.session.reset();
+        let mut id = 0;
+        let sample = Sample::time(1, || {
+            self.session.prefill(prompt)?;
+            id = self.session.sample(GREEDY)?;
+            Ok::<_, tersor::model::Error>(())
+        })?;
+        Ok((sample, vec![id]))
+    }
+
+    fn decode(&mut self, prompt: &[u32], tokens: usize) -> tersor::model::Result<(Sample, Vec<u32>)> {
+        let (_, mut ids) = self.prefill(prompt)?;
+        let sample = Sample::time(1, || {
+            for _ in 0..tokens {
+                ids.push(self.session.step(GREEDY)?);
+            }
+            Ok::<_, tersor::model::Error>(())
+        })?;
+        Ok((sample, ids))
+    }
+}
