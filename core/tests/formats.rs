@@ -1,5 +1,6 @@
 //! The byte layouts, held against bytes that this code did not write: files made by the `gguf` package, and examples worked
 //! out by hand in `docs/formats.md`. (Bytes of bitnet.cpp, whose tl1 and tl2 are permuted, are read in `tersor-model`.)
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use safetensors::SafeTensors;
 use tersor_core::format::TAIL;

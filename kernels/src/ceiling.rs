@@ -75,9 +75,12 @@ mod x86 {
     }
 
     pub(super) fn ceilings() -> Vec<Ceiling> {
-        let all: [(&str, fn(u64, i8) -> u64); 3] =
-            [("vpmaddubsw-256", maddubs_256), ("vpdpbusd-256", dpbusd_256), ("vpdpbusd-512", dpbusd_512)];
-        all.into_iter().filter(|(_, run)| run(1, 1) > 0).map(|(name, run)| Ceiling { name, run }).collect()
+        let all = [
+            Ceiling { name: "vpmaddubsw-256", run: maddubs_256 },
+            Ceiling { name: "vpdpbusd-256", run: dpbusd_256 },
+            Ceiling { name: "vpdpbusd-512", run: dpbusd_512 },
+        ];
+        all.into_iter().filter(|c| (c.run)(1, 1) > 0).collect()
     }
 }
 

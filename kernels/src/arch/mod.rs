@@ -23,7 +23,7 @@ macro_rules! cover {
             );
             macro_rules! steps {
                         ($r:literal, $c:literal, $r0:ident, $c0:ident) => {
-                            while $c0 + $c <= m {
+                            while m - $c0 >= $c {
                                 // SAFETY: the assertion covers rows `r0..r0 + R` and columns `c0..c0 + C`; the ISA is the caller's.
                                 let sums: [[i32; $c]; $r] = unsafe {
                                     let (w, x) = (w.as_ptr().add($r0 * row_bytes), x.as_ptr().add($c0 * stride));

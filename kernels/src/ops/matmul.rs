@@ -84,7 +84,7 @@ impl Body for Blocks<'_> {
         let half = |i: usize| {
             // The block layout keeps values 0..64 of a block in the upper four bits of its bytes, the rest in the lower.
             let (w, x) = (&self.w[i / 2 * BLOCK_BYTES..][..BLOCK_BYTES], &self.x[i * 64..][..64]);
-            if i % 2 == 0 { half_block::<6>(w, x) } else { half_block::<2>(w, x) }
+            if i.is_multiple_of(2) { half_block::<6>(w, x) } else { half_block::<2>(w, x) }
         };
         let sums = self.scales.iter().enumerate();
         let sums = sums.map(|(b, &scale)| ((b * per_scale..(b + 1) * per_scale).map(half).sum(), scale));

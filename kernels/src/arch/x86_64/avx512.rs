@@ -142,7 +142,7 @@ unsafe fn block_rows<D: Dot, const R: usize, const C: usize>(
             widen!();
             first = end;
         }
-        if row_bytes % (2 * BLOCK_BYTES) != 0 {
+        if !row_bytes.is_multiple_of(2 * BLOCK_BYTES) {
             let mut packed = [_mm512_setzero_si512(); R];
             for r in 0..R {
                 let at = w.add(r * row_bytes + pairs * 2 * BLOCK_BYTES);
