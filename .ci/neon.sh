@@ -62,7 +62,7 @@ main() {
     for cpu in ${NEON_CPUS:-cortex-a53 cortex-a76 max}; do
         isas=$(isas_of "$cpu")
         say "-- $cpu, required: ${isas:-nothing}"
-        QEMU_CPU=$cpu TERSOR_REQUIRE=$isas cargo test "${packages[@]}" --tests --target "$TARGET"
+        QEMU_CPU=$cpu TERSOR_REQUIRE=$isas TERSOR_CONFORMANCE_THREADS=1 cargo test "${packages[@]}" --tests --target "$TARGET"
     done
 }
 

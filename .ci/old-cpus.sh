@@ -46,7 +46,7 @@ main() {
             TERSOR_REQUIRE=$isas $runner "$arg"
         done
         if [[ ${#packages[@]} != 0 ]]; then
-            TERSOR_REQUIRE=$isas CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$runner cargo test "${packages[@]}" --tests
+            TERSOR_REQUIRE=$isas TERSOR_CONFORMANCE_THREADS=1 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$runner cargo test "${packages[@]}" --tests
         fi
     done
 }

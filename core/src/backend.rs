@@ -180,7 +180,8 @@ pub trait QuantBackend: Send + Sync + fmt::Debug {
     /// Whether [`Stream::submit`] would run an op of this spec, and with which kernel.
     fn supports(&self, spec: &OpSpec) -> Support;
 
-    /// Bytes that [`QuantBackend::pack`] would occupy for a weight of this format and shape.
+    /// Bytes that [`QuantBackend::pack`] occupies at most for a weight of this format and shape; exactly that many unless
+    /// the format has several scales and the weight turns out to need one.
     fn packed_size(&self, format: Format, shape: Shape) -> Result<usize>;
 
     /// Brings a weight into the layout that this backend's matrix products take.
