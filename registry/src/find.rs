@@ -4,20 +4,22 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 use tersor_core::host::LogLevel;
-use tersor_core::{BackendEntry, DeviceKind, HostContext, Isa, OpSpec, Probe, QuantBackend, Support, entries};
+use tersor_core::{DeviceKind, HostContext, Isa, OpSpec, Probe, QuantBackend, Support, entries};
 
 use crate::config::TuneMode;
 use crate::config::{Config, Device};
 use crate::decision::{Choice, Decision, Reason, Rejected};
+use crate::entry::{Entry, Origin};
+use crate::plugins::Plugins;
 use crate::tune::select::{Tiers, Tuned};
 use crate::tune::{Fingerprint, Route, Tuner, Workload};
 use crate::{Error, Pool, Result};
 
-/// A backend that is linked into this program, and what its probe said.
+/// A backend of this program, linked or brought by a plugin, and what its probe said.
 #[derive(Debug, Clone)]
 pub struct Found {
     /// Its entry.
-    pub entry: &'static BackendEntry,
+    pub entry: Entry,
     /// Usable, or the reason why not.
     pub probe: Probe,
 }
@@ -33,6 +35,7 @@ impl Found {
 pub struct Registry {
     config: Config,
     found: Vec<Found>,
+    plugins: Plugins,
     host: HostContext,
     open: DashMap<&'static str, Arc<dyn QuantBackend>>,
     tiers: Tiers,
@@ -43,13 +46,19 @@ pub struct Registry {
 type Eligible<'a> = (&'a Found, Arc<dyn QuantBackend>, Vec<&'static str>);
 
 impl Registry {
-    /// Probes every linked backend and starts the pool.
+    /// Probes every backend, those of plugins included where they are enabled, and starts the pool.
     pub fn build(config: Config) -> Result<Self> {
         let _span = tracing::info_span!("probe").entered();
-        let found: Vec<Found> = entries().map(|entry| Found { entry, probe: (entry.probe)() }).collect();
-        if found.is_empty() {
+        let linked: Vec<Entry> = entries().map(Entry::from).collect();
+        if linked.is_empty() {
             return Err(Error::Empty);
         }
+        let mut plugins = Plugins::discover(&config);
+        let ids: Vec<_> = linked.iter().map(|entry| entry.id).collect();
+        let brought = Entry::of_plugins(&mut plugins, &ids);
+        let mut found: Vec<Found> =
+            linked.into_iter().chain(brought).map(|entry| Found { entry, probe: entry.probe() }).collect();
+        found.sort_by(|a, b| b.entry.priority.cmp(&a.entry.priority).then(a.entry.id.cmp(b.entry.id)));
         for (i, f) in found.iter().enumerate() {
             if found[..i].iter().any(|earlier| earlier.entry.id == f.entry.id) {
                 return Err(Error::Duplicate { id: f.entry.id });
@@ -65,8 +74,10 @@ impl Registry {
                 LogLevel::Info => tracing::info!("{message}"),
                 LogLevel::Debug => tracing::debug!("{message}"),
             });
-        let tuner = Arc::new(Tuner::new(&config.tune, Fingerprint::of(&found)));
-        let registry = Registry { config, found, host, open: DashMap::new(), tiers: Tiers::new(), tuner };
+        // What measurements depend on is the machine, whatever plugins say about it.
+        let own: Vec<Found> = found.iter().filter(|f| matches!(f.entry.origin, Origin::Linked(_))).cloned().collect();
+        let tuner = Arc::new(Tuner::new(&config.tune, Fingerprint::of(&own)));
+        let registry = Registry { config, found, plugins, host, open: DashMap::new(), tiers: Tiers::new(), tuner };
         for (key, ids) in
             [("select.order", &registry.config.select.order), ("select.deny", &registry.config.select.deny)]
         {
@@ -87,6 +98,11 @@ impl Registry {
         &self.found
     }
 
+    /// What came of the plugins that the configuration finds.
+    pub fn plugins(&self) -> &Plugins {
+        &self.plugins
+    }
+
     /// What opened backends get from their host; through it, work can be cancelled.
     pub fn host(&self) -> &HostContext {
         &self.host
@@ -102,7 +118,7 @@ impl Registry {
         if let Some(open) = self.tiers.get(&(found.entry.id, isa)) {
             return Ok(open.clone());
         }
-        let backend = (found.entry.open)(&self.host.clone().with_isa(Some(isa)))?;
+        let backend = found.entry.open(&self.host.clone().with_isa(Some(isa)))?;
         Ok(self.tiers.entry((found.entry.id, isa)).or_insert(backend).clone())
     }
 
@@ -129,7 +145,7 @@ impl Registry {
             return Err(tersor_core::Error::Unusable { backend, reason }.into());
         }
         let _span = tracing::info_span!("open", backend = found.entry.id).entered();
-        let backend = (found.entry.open)(&self.host)?;
+        let backend = found.entry.open(&self.host)?;
         Ok(self.open.entry(found.entry.id).or_insert(backend).clone())
     }
 

@@ -28,15 +28,18 @@
 //! # Threads
 //!
 //! A registry has one pool ([`Pool`]), which it hands to every backend that it opens.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod config;
 mod decision;
+mod entry;
 mod error;
 mod find;
+pub mod plugins;
 pub mod tune;
 
 pub use decision::{Choice, Decision, Reason, Rejected};
+pub use entry::{Entry, Origin};
 pub use error::{Error, Result};
 pub use find::{Found, Registry};
 pub use tersor_pool::Pool;

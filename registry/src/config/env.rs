@@ -32,7 +32,7 @@ pub static OTHER_VARIABLES: &[OtherVariable] = &[
     OtherVariable {
         name: "TERSOR_PLUGIN_PATH",
         doc: "Further places to look for plugins, parted as in `PATH`; only absolute ones count.",
-        effect: Effect::Later,
+        effect: Effect::Now,
     },
     OtherVariable {
         name: "TERSOR_REQUIRE",

@@ -50,6 +50,11 @@ pub use setting::Value;
 pub use size::ByteSize;
 pub use types::{BackendId, Device, ISA_IDS, IsaId, MatMulShape, NotAValue, TuneMode};
 
+/// Whether a plugin may be called so.
+pub(crate) fn is_plugin_name(name: &str) -> bool {
+    types::is_id(name)
+}
+
 /// The configuration, every value checked and present. Who set a value is known for values that were loaded; a program
 /// that changes a field afterwards changes the value only. To set keys so that they are accounted for, use
 /// [`LoadOptions::flag`].

@@ -100,13 +100,13 @@ sections! {
     /// Backends from shared libraries. A plugin is native code with the rights of this process.
     Plugins [plugins] {
         /// Load plugins at all.
-        Later enabled: bool = false;
+        Now enabled: bool = false;
         /// Manifests, or directories that hold them, besides the usual places.
-        Later paths: Vec<PathBuf> = Vec::new();
+        Now paths: Vec<PathBuf> = Vec::new();
         /// The program that probes a plugin in a process of its own; without one an unprobed plugin is refused.
-        Later probe_helper: Option<PathBuf> = None;
+        Now probe_helper: Option<PathBuf> = None;
         /// The plugins that may be loaded, by name and optionally by hash; an empty list allows all that are found.
-        Later allow: Vec<AllowedPlugin> = Vec::new();
+        Now allow: Vec<AllowedPlugin> = Vec::new();
     }
 
     /// Diagnostics.
