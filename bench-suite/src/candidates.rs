@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tersor_core::{Executor, HostContext, Isa, Probe, QuantBackend};
+use tersor_core::{DeviceKind, Executor, HostContext, Isa, Probe, QuantBackend};
 use tersor_registry::config::Config;
 use tersor_registry::{Pool, Registry};
 
@@ -43,6 +43,7 @@ impl Candidate {
             format: format.to_owned(),
             backend: self.id().to_owned(),
             isa: self.isa.map_or_else(String::new, |i| i.id().to_owned()),
+            device: if self.backend.info().is_host() { "cpu" } else { "gpu" }.to_owned(),
             shape,
             threads: self.threads,
             kernels: Vec::new(),
@@ -97,7 +98,8 @@ impl Candidates {
                 (Probe::Usable { devices }, None) => {
                     seen.devices = devices.iter().map(|d| d.name.clone()).collect();
                     let tiers: Vec<Isa> = devices.iter().flat_map(|d| d.isas.iter().copied()).collect();
-                    found.open_tiers(entry, &tiers, config, &mut seen)
+                    let gpu = devices.iter().any(|d| d.kind == DeviceKind::Gpu);
+                    found.open_tiers(entry, &tiers, gpu, config, &mut seen)
                 }
             };
             seen.unusable = verdict.err();
@@ -114,6 +116,7 @@ impl Candidates {
         &mut self,
         entry: &tersor_core::BackendEntry,
         tiers: &[Isa],
+        gpu: bool,
         config: &Config,
         seen: &mut BackendSeen,
     ) -> Result<(), String> {
@@ -124,10 +127,15 @@ impl Candidates {
         if let Some(wanted) = wanted {
             tiers.retain(|isa| isa.is_some_and(|isa| isa.id() == wanted));
         }
+        let most = self.threads().last().copied().unwrap_or(1);
         let mut problem = wanted.map(|isa| format!("it has no tier {isa}, which select.isa asks for"));
         for isa in tiers {
             let tier = self.all.last().map_or(0, |c| c.tier + 1);
             for pool in &self.pools {
+                // A GPU does not care for the host's threads: it is opened once, with all of them.
+                if gpu && pool.threads() != most {
+                    continue;
+                }
                 let host = HostContext::new(pool.clone()).with_isa(isa);
                 match (entry.open)(&host) {
                     Ok(backend) => self.all.push(Candidate { backend, isa, threads: pool.threads(), tier }),

@@ -155,7 +155,8 @@ mod tests {
     #[test]
     fn other_axes_are_refused_and_named() {
         let a = example();
-        let change: [(&str, fn(&mut Report)); 5] = [
+        type Change = fn(&mut Report);
+        let change: [(&str, Change); 5] = [
             ("processor", |r| r.machine.cpu = "other".into()),
             ("threads", |r| r.settings.threads = vec![1]),
             ("head format", |r| r.settings.head_format = "Q6_K".into()),

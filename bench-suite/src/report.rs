@@ -178,6 +178,8 @@ pub struct Figure {
     pub backend: String,
     /// Its ISA tier; empty for portable code.
     pub isa: String,
+    /// `cpu` or `gpu`. The limits are the host's: a figure of a GPU has no floor and no utilisation here.
+    pub device: String,
     /// The shape: `NxK` for weights, `MxNxK` for products, tokens for inference.
     pub shape: String,
     /// Threads.

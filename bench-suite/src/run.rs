@@ -209,7 +209,9 @@ impl Run<'_> {
     fn inference(&mut self, file: &ModelFile, machine: &Machine, share: f64) -> MemoryUse {
         let (what, note) = Inference::new(file, self.options.tokens);
         self.notes.extend(note);
-        let mut memory = MemoryUse { gpu: "not measured: no GPU backend ran".to_owned(), ..MemoryUse::default() };
+        let gpu = self.candidates.all.iter().any(|c| !c.backend.info().is_host());
+        let why = if gpu { "this version does not ask the driver" } else { "no GPU backend ran" };
+        let mut memory = MemoryUse { gpu: format!("not measured: {why}"), ..MemoryUse::default() };
         let format = linear_format(file);
         let most = machine.memory_available / 3;
         self.phase("inference", share, |setup, budget| {

@@ -9,7 +9,8 @@ use tersor_bench::report::Measure;
 use tersor_bench::{Options, compare, output, run};
 
 fn registry() -> Registry {
-    Registry::build(Config::from_toml_str("select.backend = \"scalar\"\nthreads.count = 2").unwrap()).unwrap()
+    Registry::build(Config::from_toml_str("select.backend = \"scalar\"\nthreads.count = 2").expect("valid"))
+        .expect("linked")
 }
 
 fn tiny() -> Options {
@@ -18,7 +19,7 @@ fn tiny() -> Options {
         iterations: 2,
         budget: Duration::from_secs(6),
         quantize_elements: 1 << 16,
-        shapes: vec![Shape::new(64, 256).unwrap()],
+        shapes: vec![Shape::new(64, 256).expect("a shape")],
         profile_quantization: true,
         ..Options::default()
     }
@@ -32,7 +33,8 @@ fn everything_is_measured_or_absent_with_a_reason_and_nothing_is_wrong() {
         steps.push(p.phase.to_owned());
     })
     .unwrap();
-    for measure in [Measure::Quantize, Measure::QuantizeRows, Measure::Gemv, Measure::Gemm, Measure::Prefill, Measure::Decode]
+    for measure in
+        [Measure::Quantize, Measure::QuantizeRows, Measure::Gemv, Measure::Gemm, Measure::Prefill, Measure::Decode]
     {
         let measured = report.figures.iter().filter(|f| f.measure == measure && f.time.is_some()).count();
         let of_it: Vec<_> = report.figures.iter().filter(|f| f.measure == measure).map(|f| &f.absent).collect();

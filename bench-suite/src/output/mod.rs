@@ -99,6 +99,7 @@ pub(crate) mod tests {
                 format: "i2_s".into(),
                 backend: "cpu-avx2".into(),
                 isa: isa.into(),
+                device: "cpu".into(),
                 shape: shape.into(),
                 threads,
                 kernels: vec![format!("{}.i2_s-i8.avx2.4x1", measure.id())],

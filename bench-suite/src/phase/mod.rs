@@ -73,7 +73,7 @@ impl Setup<'_> {
 pub(crate) const ONLY_WARM_UP: &str = "one sample without warm-up, for want of time";
 
 fn finished(mut figure: Figure, outcome: Outcome) -> Figure {
-    figure.utilisation = outcome.utilisation(figure.threads);
+    figure.utilisation = outcome.utilisation(figure.threads).filter(|_| figure.device == "cpu");
     figure.time = Summary::of(&outcome.samples);
     if figure.time.is_none() {
         figure.absent = outcome.failed.or_else(|| Some("the clock gave no usable time".to_owned()));
@@ -87,7 +87,7 @@ fn finished(mut figure: Figure, outcome: Outcome) -> Figure {
 
 /// Sets the floor of each figure from the limits of its phase at its thread count.
 pub(crate) fn set_floors(figures: &mut [Figure], limits: &[Limit]) {
-    for f in figures {
+    for f in figures.iter_mut().filter(|f| f.device == "cpu") {
         let best = |kind| limits.iter().find(|l| l.kind == kind && l.threads == f.threads).map(|l| l.best);
         f.floor = floor::floor(&f.work, best(LimitKind::Read), best(LimitKind::Int8));
     }
