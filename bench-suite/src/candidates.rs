@@ -114,7 +114,7 @@ impl Candidates {
 
     fn open_tiers(
         &mut self,
-        entry: &tersor_core::BackendEntry,
+        entry: tersor_registry::Entry,
         tiers: &[Isa],
         gpu: bool,
         config: &Config,
@@ -137,7 +137,7 @@ impl Candidates {
                     continue;
                 }
                 let host = HostContext::new(pool.clone()).with_isa(isa);
-                match (entry.open)(&host) {
+                match entry.open(&host) {
                     Ok(backend) => self.all.push(Candidate { backend, isa, threads: pool.threads(), tier }),
                     Err(e) => problem = Some(e.to_string()),
                 }
