@@ -8,6 +8,7 @@ use tersor::Format;
 use tersor::model::source::I2sLayout;
 
 use crate::{backends, bench, config, inspect, quantize, run, verify};
+use crate::{conform, plugins};
 
 /// Ternary (1.58-bit) models: convert, check, run
 ///
@@ -69,6 +70,8 @@ pub(crate) enum Command {
     Run(run::Args),
     Bench(bench::Args),
     Config(config::Args),
+    Plugins(plugins::Args),
+    Conform(conform::Args),
 }
 
 impl Command {
@@ -80,7 +83,7 @@ impl Command {
             Command::Run(args) => Some(&args.place),
             Command::Bench(args) => Some(&args.place),
             Command::Config(args) => args.place(),
-            Command::Inspect(_) | Command::Verify(_) => None,
+            Command::Inspect(_) | Command::Verify(_) | Command::Plugins(_) | Command::Conform(_) => None,
         }
     }
 }

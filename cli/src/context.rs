@@ -31,7 +31,11 @@ impl Context {
         if let Some(filter) = &global.log {
             options = options.flag("--log", "log.filter", filter);
         }
-        let config = Config::load(&options)?;
+        let mut config = Config::load(&options)?;
+        // This program can probe plugins itself.
+        if config.plugins.probe_helper.is_none() {
+            config.plugins.probe_helper = std::env::current_exe().ok();
+        }
         config.warnings().iter().for_each(|warning| note(format_args!("warning: {warning}")));
         start_logging(&config)?;
         Ok(Context { config, json: global.json })

@@ -17,11 +17,13 @@ mod args;
 mod backends;
 mod bench;
 mod config;
+mod conform;
 mod context;
 mod failure;
 mod inspect;
 mod memory;
 mod models;
+mod plugins;
 mod quantize;
 mod run;
 mod suspicion;
@@ -60,6 +62,12 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     {
         return Ok(exit);
     }
+    // The probe of a plugin judges the plugin, whatever the configuration says.
+    if let Command::Plugins(args) = &cli.command
+        && let Some(exit) = plugins::probe_child(args)?
+    {
+        return Ok(exit);
+    }
     let context = Context::new(&cli.global, cli.command.place())?;
     match cli.command {
         Command::Backends(args) => backends::run(&context, &args),
@@ -69,6 +77,8 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Run(args) => run::run(&context, &args),
         Command::Bench(args) => bench::run(&context, &args),
         Command::Config(args) => config::show(&context, &args),
+        Command::Plugins(args) => plugins::run(&context, &args),
+        Command::Conform(args) => conform::run(&context, &args),
     }
 }
 

@@ -45,7 +45,7 @@ struct Watched {
 }
 
 /// Where a kernel reports.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Fault {
     word: Address,
     raised: Address,
@@ -87,7 +87,8 @@ impl Scratch {
 impl CudaStream {
     pub(crate) fn new(device: Arc<Device>, names: Arc<Names>, host: HostContext) -> Result<Self> {
         let fault = device.take(8)?;
-        device.fill(&fault, 0xff)?;
+        // SAFETY: the allocation has 8 bytes.
+        unsafe { device.driver.fill(fault.at, 0xff, 8) }?;
         let raised = device.driver.host_word()?;
         Ok(CudaStream { device, names, host, scratch: Scratch::default(), fault, raised, watched: Vec::new() })
     }
@@ -112,7 +113,8 @@ impl CudaStream {
         self.raised.set(0);
         let mut key = [0; 8];
         self.device.download(self.fault.at, &mut key)?;
-        self.device.fill(&self.fault, 0xff)?;
+        // SAFETY: the allocation has 8 bytes.
+        unsafe { self.device.driver.fill(self.fault.at, 0xff, 8) }?;
         let key = u64::from_le_bytes(key);
         match watched.get((key >> 44) as usize) {
             Some(w) => Err(fault_error(*w, key & 7, key >> 3 & ((1 << 41) - 1))),
@@ -214,7 +216,7 @@ impl Stream for CudaStream {
     }
 
     fn synchronize(&mut self) -> Result<()> {
-        self.device.synchronize()?;
+        self.device.driver.synchronize()?;
         self.report()
     }
 
@@ -240,9 +242,6 @@ impl CudaStream {
 
 impl Drop for CudaStream {
     fn drop(&mut self) {
-        // A kernel may still write to it; where that cannot be told, it is left alone.
-        if self.device.synchronize().is_ok() {
-            self.device.driver.free_host_word(&self.raised);
-        }
+        self.device.driver.free_host_word(&self.raised);
     }
 }
