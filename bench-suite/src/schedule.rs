@@ -27,7 +27,9 @@ impl Sample {
         work()?;
         let wall = start.elapsed().as_secs_f64();
         let cpu = cpu_time().zip(cpu).map(|(after, before)| after.saturating_sub(before).as_secs_f64());
-        Ok(Sample { seconds: wall / times.max(1) as f64, wall, cpu })
+        // Tenths of a nanosecond: more digits would be noise, and make reports long.
+        let seconds = (wall / times.max(1) as f64 * 1e10).round() / 1e10;
+        Ok(Sample { seconds, wall, cpu })
     }
 }
 

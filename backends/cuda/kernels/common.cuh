@@ -13,6 +13,23 @@ typedef unsigned long long u64;
 #define KERNEL extern "C" __global__ void
 #define FULL 0xffffffffu
 
+// A kernel is launched while the one before it still runs: it may read weights at once, but waits here before it touches
+// anything that earlier work writes or reads. Every kernel waits, so a kernel that is done implies that all before it are.
+// Letting the next one start at once costs nothing: its blocks only get what ours leave over.
+__device__ __forceinline__ void start_next() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+#define BEGIN                                                                                                          \
+    start_next();                                                                                                      \
+    wait_for_previous()
+
 // Where a kernel reports data that it cannot round: the smallest key wins, which is the first element of the first op that
 // failed. `raised` is host memory, read by the host without a copy; it is written only after a fault.
 #define FAULT u64 *fault_word, u32 *fault_raised, u64 fault_seq

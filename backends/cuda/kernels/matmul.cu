@@ -41,18 +41,19 @@ __device__ __forceinline__ u32 pick(uint4 v, int i) { return i == 0 ? v.x : i ==
 // One to four rows of activations. Eight threads share a row of weights; a warp has four rows, a block sixteen.
 // Activations lie in shared memory with 64 bytes of padding after each tile, which makes the reads free of conflicts.
 // x is aligned to 16 bytes, as is x_stride; k is a multiple of 16.
-#define GEMV_TILES 16
-template <int M>
-__device__ __forceinline__ void gemv(const uint4 *w, const i8 *x, u32 x_stride, const float *x_scales, void *y, u32 n,
-                                     u32 tiles, u32 k, u32 m, float scale, u32 mode) {
+// `GEMV_TILES` tiles are asked for at once: all of a row where it has no more.
+template <int M, int GEMV_TILES>
+__device__ __forceinline__ void gemv(u32 block, const uint4 *w, const i8 *x, u32 x_stride, const float *x_scales,
+                                     void *y, u32 n, u32 tiles, u32 k, u32 m, float scale, u32 mode) {
     __shared__ uint4 xs[M][GEMV_TILES * 20];
     __shared__ int sums[M];
-    u32 sub = threadIdx.x & 7, row = blockIdx.x * (blockDim.x >> 3) + (threadIdx.x >> 3);
+    u32 sub = threadIdx.x & 7, row = block * (blockDim.x >> 3) + (threadIdx.x >> 3);
     const uint4 *wr = w + (u64)min(row, n - 1) * tiles * 4 + sub;
     int acc[M], part[M];
 #pragma unroll
     for (int i = 0; i < M; i++) acc[i] = 0, part[i] = 0;
     if (threadIdx.x < M) sums[threadIdx.x] = 0;
+    start_next();
     for (u32 base = 0; base < tiles; base += GEMV_TILES) {
         // The weights do not depend on what ran before: ask for them first.
         uint4 v[GEMV_TILES / 2];
@@ -61,6 +62,7 @@ __device__ __forceinline__ void gemv(const uint4 *w, const i8 *x, u32 x_stride, 
             u32 tile = base + 2 * j + (sub >> 2);
             v[j] = tile < tiles ? __ldg(wr + (base + 2 * j) * 4) : make_uint4(0, 0, 0, 0);
         }
+        if (base == 0) wait_for_previous();
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < M; i++) {
@@ -104,15 +106,31 @@ __device__ __forceinline__ void gemv(const uint4 *w, const i8 *x, u32 x_stride, 
 #define GEMV(M)                                                                                                        \
     KERNEL __launch_bounds__(128) gemv_##M(const uint4 *w, const i8 *x, u32 x_stride, const float *x_scales, void *y,  \
                                            u32 n, u32 tiles, u32 k, u32 m, float scale, u32 mode) {                   \
-        gemv<M>(w, x, x_stride, x_scales, y, n, tiles, k, m, scale, mode);                                             \
+        gemv<M, 16>(blockIdx.x, w, x, x_stride, x_scales, y, n, tiles, k, m, scale, mode);                                             \
     }
-GEMV(1)
+KERNEL __launch_bounds__(128) gemv_1(const uint4 *w, const i8 *x, u32 x_stride, const float *x_scales, void *y, u32 n,
+                                     u32 tiles, u32 k, u32 m, float scale, u32 mode) {
+    if (tiles <= 16) gemv<1, 16>(blockIdx.x, w, x, x_stride, x_scales, y, n, tiles, k, m, scale, mode);
+    else gemv<1, 28>(blockIdx.x, w, x, x_stride, x_scales, y, n, tiles, k, m, scale, mode);
+}
 GEMV(2)
 GEMV(4)
+
+// Up to three weights that meet the same row of activations (q, k and v; gate and up) in one launch.
+KERNEL __launch_bounds__(128) gemv_1_of_3(const i8 *x, const float *x_scales, u32 tiles, u32 k, const uint4 *w0,
+                                          void *y0, u32 n0, float s0, const uint4 *w1, void *y1, u32 n1, float s1,
+                                          const uint4 *w2, void *y2, u32 n2, float s2) {
+    u32 block = blockIdx.x, end0 = (n0 + 15) / 16, end1 = end0 + (n1 + 15) / 16;
+    if (block >= end1) block -= end1, w0 = w2, y0 = y2, n0 = n2, s0 = s2;
+    else if (block >= end0) block -= end0, w0 = w1, y0 = y1, n0 = n1, s0 = s1;
+    if (tiles <= 16) gemv<1, 16>(block, w0, x, k, x_scales, y0, n0, tiles, k, 1, s0, 0);
+    else gemv<1, 28>(block, w0, x, k, x_scales, y0, n0, tiles, k, 1, s0, 0);
+}
 
 // Copies rows of activations to rows of whole tiles, padded with zeros, and sums them. One block a row.
 KERNEL __launch_bounds__(256) pad_rows(const i8 *x, u32 k, u32 tiles, i8 *out, int *sums) {
     __shared__ int total;
+    BEGIN;
     if (threadIdx.x == 0) total = 0;
     __syncthreads();
     const i8 *xr = x + (u64)blockIdx.x * k;
@@ -141,6 +159,7 @@ KERNEL __launch_bounds__(128) gemm_blocks(const uint4 *w, const float *scales, c
     __shared__ float terms[4][64];
     u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, quad = lane >> 2, t = lane & 3;
     u32 row = blockIdx.x * 4 + warp, m = blockIdx.y;
+    BEGIN;
     if (row >= n) return;
     const uint4 *wr = w + (u64)row * tiles * 4;
     const uint4 *xr = (const uint4 *)(x + (u64)m * tiles * TILE);
@@ -203,6 +222,7 @@ template <int NT>
 __device__ __forceinline__ void gemm_small(const uint4 *w, const i8 *x, const int *x_sums, const float *x_scales,
                                            void *y, u32 n, u32 tiles, u32 m, float scale, u32 mode) {
     __shared__ int part[4][32][NT * 8 + 1];
+    BEGIN;
     u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     u32 row0 = blockIdx.x * 32, m0 = blockIdx.y * NT * 8;
     int d[2][NT][4];
@@ -268,6 +288,7 @@ __device__ __forceinline__ void cp_async16(void *shared, const void *global) {
 KERNEL __launch_bounds__(128) gemm_large(const uint4 *w, const i8 *x, const int *x_sums, const float *x_scales, void *y,
                                          u32 n, u32 tiles, u32 m, float scale, u32 mode) {
     __shared__ uint4 xs[GEMM_STAGES][GEMM_TOKENS][20];
+    BEGIN;
     u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     u32 row0 = blockIdx.x * 128 + warp * 32, m0 = blockIdx.y * GEMM_TOKENS;
     int d[2][8][4];
@@ -337,6 +358,7 @@ KERNEL __launch_bounds__(128) gemm_large(const uint4 *w, const i8 *x, const int 
 template <int T>
 __device__ __forceinline__ void dense(const void *w, const float *x, float *y, u32 n, u32 k, u32 stride, u32 mode) {
     __shared__ float4 xs[2][DENSE_COLS / 8];
+    BEGIN;
     u32 sub = threadIdx.x & 7, group = blockIdx.x * (blockDim.x >> 3) + (threadIdx.x >> 3);
     u32 row0 = group * DENSE_ROWS, m = blockIdx.y;
     const float *xr = x + (u64)m * k;

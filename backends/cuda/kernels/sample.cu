@@ -22,6 +22,7 @@ __device__ __forceinline__ u64 key_of(u32 order, u32 index) { return (u64)order 
 KERNEL __launch_bounds__(256) sample(const float *logits, u32 vocab, float temperature, u64 seed, const u32 *steps,
                                      const u64 *threshold, u64 *slots, u32 *ids, FAULT) {
     __shared__ u64 shared[8];
+    BEGIN;
     u32 row = blockIdx.y;
     const float *l = logits + (u64)row * vocab;
     bool noisy = temperature != 0.0f;
@@ -54,6 +55,7 @@ KERNEL __launch_bounds__(1024) kth_largest(const float *logits, u32 vocab, u32 k
     __shared__ u32 counts[256];
     __shared__ u64 found;
     __shared__ u32 left;
+    BEGIN;
     const float *l = logits + (u64)blockIdx.x * vocab;
     if (threadIdx.x == 0) found = 0, left = k;
     for (int shift = 56; shift >= 0; shift -= 8) {

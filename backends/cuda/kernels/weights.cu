@@ -73,6 +73,7 @@ template <int T> __device__ __forceinline__ void chunk_sums(const void *w, u64 n
 }
 
 KERNEL __launch_bounds__(256) chunk_stats(const void *w, u32 type, u64 n, Stats *out) {
+    BEGIN;
     if (type == T_F32) chunk_sums<T_F32>(w, n, out);
     else if (type == T_F16) chunk_sums<T_F16>(w, n, out);
     else chunk_sums<T_BF16>(w, n, out);
@@ -87,6 +88,7 @@ enum State { OK = 0, NOT_FINITE = 1, REFUSED = 2 };
 
 // The rest of the tree, in one block, level by level in place; then the scale. `f16` says that the format stores it so.
 KERNEL __launch_bounds__(1024) tree(Stats *stats, u64 count, u64 n, u32 f16, Scale *out, u8 *tail, FAULT) {
+    BEGIN;
     for (u64 h = 1; h < count; h *= 2) {
         for (u64 i = (u64)threadIdx.x * 2 * h; i + h < count; i += (u64)blockDim.x * 2 * h)
             stats[i] = both(stats[i], stats[i + h]);
@@ -162,6 +164,7 @@ __device__ __forceinline__ void encode_i2s(const void *w, u64 n, const Scale *sc
 }
 
 KERNEL __launch_bounds__(256) quantize_i2s(const void *w, u32 type, u64 n, const Scale *scale, u8 *out, FAULT) {
+    BEGIN;
     if (type == T_F32) encode_i2s<T_F32>(w, n, scale, out, FAULT_ARGS);
     else if (type == T_F16) encode_i2s<T_F16>(w, n, scale, out, FAULT_ARGS);
     else encode_i2s<T_BF16>(w, n, scale, out, FAULT_ARGS);
@@ -259,6 +262,7 @@ __device__ __forceinline__ void encode_groups(const void *w, u64 n, u8 *out, flo
 
 #define QUANTIZE_GROUPS(GROUP)                                                                                         \
     KERNEL __launch_bounds__(256) quantize_g##GROUP(const void *w, u32 type, u64 n, u8 *out, float *scales, FAULT) {   \
+        BEGIN;                                                                                                         \
         if (type == T_F32) encode_groups<T_F32, GROUP>(w, n, out, scales, FAULT_ARGS);                                        \
         else if (type == T_F16) encode_groups<T_F16, GROUP>(w, n, out, scales, FAULT_ARGS);                                   \
         else encode_groups<T_BF16, GROUP>(w, n, out, scales, FAULT_ARGS);                                                     \
@@ -307,6 +311,7 @@ __device__ __forceinline__ u32 decode(u32 format, const u8 *row, u32 cols, u64 c
 // Rows in any format to packed tiles; see matmul.cu. A thread makes a word, sixteen codes. Where blocks run over the
 // flattened tensor, `row_bytes` is 0.
 KERNEL __launch_bounds__(256) pack(u32 format, const u8 *codes, u64 row_bytes, u32 rows, u32 cols, u32 tiles, u32 *out) {
+    BEGIN;
     u64 words = (u64)rows * tiles * 16;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < words; i += (u64)gridDim.x * blockDim.x) {
         u64 r = i / (tiles * 16ull);
@@ -324,6 +329,7 @@ KERNEL __launch_bounds__(256) pack(u32 format, const u8 *codes, u64 row_bytes, u
 
 // Rows of a dense table, padded with zeros to `stride` elements.
 KERNEL __launch_bounds__(256) pack_dense(const u8 *bytes, u32 size, u32 rows, u32 cols, u32 stride, u8 *out) {
+    BEGIN;
     u64 n = (u64)rows * stride;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x) {
         u64 r = i / stride, c = i % stride;
@@ -340,6 +346,7 @@ __device__ __forceinline__ void store_as(u32 type, void *y, u64 i, float v) {
 // Code times scale, rounded to the output's type. `block` values share a scale, counted over the flattened tensor.
 KERNEL __launch_bounds__(256) dequantize(u32 format, const u8 *codes, u64 row_bytes, u32 cols, u64 n,
                                          const float *scales, u64 block, u32 type, void *y) {
+    BEGIN;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x) {
         u64 r = row_bytes ? i / cols : 0;
         u32 u = decode(format, codes + r * row_bytes, cols, i - r * cols);
@@ -348,6 +355,7 @@ KERNEL __launch_bounds__(256) dequantize(u32 format, const u8 *codes, u64 row_by
 }
 
 KERNEL __launch_bounds__(256) convert(u32 from, const void *x, u64 n, u32 to, void *y) {
+    BEGIN;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x)
         store_as(to, y, i, load_as(from, x, i));
 }
@@ -366,6 +374,7 @@ __device__ __forceinline__ int triple(u32 type, const void *w, u64 at, float hal
 
 KERNEL __launch_bounds__(256) quantize_bytes(u32 format, const void *w, u32 type, u32 rows, u32 cols, u32 row_bytes,
                                              const Scale *scale, u8 *out, FAULT) {
+    BEGIN;
     Scale s = *scale;
     u64 n = (u64)rows * cols, bytes = (u64)rows * row_bytes;
     if (s.state == NOT_FINITE) {

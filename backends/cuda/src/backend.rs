@@ -45,6 +45,11 @@ impl CudaBackend {
         self.device.counters()
     }
 
+    /// Whether recurring sequences of launches are replayed as CUDA graphs, as they are by default. Results are the same.
+    pub fn set_graphs(&self, on: bool) {
+        self.device.set_graphs(on);
+    }
+
     /// Bytes of device memory that are free, and all there are.
     ///
     /// # Errors
@@ -59,16 +64,16 @@ impl CudaBackend {
         Ok(buffer)
     }
 
+    /// Dequantizes through `run`, which submits the op, and brings the values back.
     fn expand<T: Element>(
         &self,
-        stream: &mut dyn Stream,
-        w: &Weight,
         y: &mut [T],
-        out: impl FnOnce(tersor_core::Out<'_, T>) -> FloatOut<'_>,
+        run: impl FnOnce(&mut dyn Stream, &mut Buffer<T>) -> Result<Ran>,
     ) -> Result<Ran> {
+        let mut stream = self.open_stream()?;
         let mut buffer = Buffer::<T>::alloc(self, y.len())?;
-        let ran = stream.submit(Op::Dequantize { w, y: out(buffer.output()) }.check()?)?;
-        buffer.read(stream, 0, y)?;
+        let ran = run(&mut *stream, &mut buffer)?;
+        buffer.read(&mut *stream, 0, y)?;
         Ok(ran)
     }
 }
@@ -182,11 +187,11 @@ impl QuantBackend for CudaBackend {
     }
 
     fn dequantize(&self, weight: &Weight, y: FloatsMut<'_>) -> Result<Ran> {
-        let mut stream = self.open_stream()?;
+        let run = |stream: &mut dyn Stream, y: FloatOut<'_>| stream.submit(Op::Dequantize { w: weight, y }.check()?);
         match y {
-            FloatsMut::F32(y) => self.expand(&mut *stream, weight, y, |o| FloatOut::F32(o)),
-            FloatsMut::F16(y) => self.expand(&mut *stream, weight, y, |o| FloatOut::F16(o)),
-            FloatsMut::BF16(y) => self.expand(&mut *stream, weight, y, |o| FloatOut::BF16(o)),
+            FloatsMut::F32(y) => self.expand(y, |s, b| run(s, FloatOut::F32(b.output()))),
+            FloatsMut::F16(y) => self.expand(y, |s, b| run(s, FloatOut::F16(b.output()))),
+            FloatsMut::BF16(y) => self.expand(y, |s, b| run(s, FloatOut::BF16(b.output()))),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! The driver's functions that this backend uses, each checked. All `unsafe` of launching and copying is here.
 
 use std::ffi::{CStr, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresult};
 use tersor_core::{Error, Result};
 
+use crate::batch::Launch;
 use crate::{ID, probe};
 
 /// An address in the memory of a GPU.
@@ -13,7 +15,7 @@ pub(crate) type Address = u64;
 macro_rules! kernels {
     ($($name:ident = $text:literal),* $(,)?) => {
         /// The kernels of the embedded module.
-        #[derive(Debug, Clone, Copy)]
+        #[derive(Debug, Clone, Copy, PartialEq)]
         pub(crate) enum Kernel { $(#[doc = $text] $name),* }
 
         const KERNELS: &[&CStr] = &[$({
@@ -26,6 +28,7 @@ macro_rules! kernels {
     };
 }
 kernels! {
+    Gemv1Of3 = "gemv_1_of_3", RopeKvWrite = "rope_kv_write", GateNormQuantize = "gate_norm_quantize",
     Gemv1 = "gemv_1", Gemv2 = "gemv_2", Gemv4 = "gemv_4",
     PadRows = "pad_rows", GemmBlocks = "gemm_blocks",
     GemmSmall1 = "gemm_small_1", GemmSmall2 = "gemm_small_2", GemmSmall4 = "gemm_small_4", GemmLarge = "gemm_large",
@@ -50,7 +53,7 @@ fn image((major, _): (i32, i32)) -> (&'static str, &'static [u8]) {
 
 /// Arguments of a launch, in the order of the kernel's parameters. Each lies in eight bytes of its own, of which the
 /// driver reads as many as the parameter has.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Args(Vec<u64>);
 
 impl Args {
@@ -67,10 +70,29 @@ impl Args {
     pub(crate) fn f32(self, v: f32) -> Self {
         self.u32(v.to_bits())
     }
+    /// As the driver takes them.
+    fn pointers(&mut self) -> [*mut c_void; 24] {
+        let mut pointers = [std::ptr::null_mut(); 24];
+        for (p, arg) in pointers.iter_mut().zip(&mut self.0) {
+            *p = std::ptr::from_mut(arg).cast();
+        }
+        pointers
+    }
 }
 
+/// A recorded sequence of launches.
+#[derive(Debug)]
+pub(crate) struct Graph {
+    graph: sys::CUgraph,
+    exec: sys::CUgraphExec,
+    nodes: Vec<sys::CUgraphNode>,
+}
+
+// SAFETY: the handles are the driver's, which may be used from any thread, one at a time.
+unsafe impl Send for Graph {}
+
 /// Blocks, threads of a block, and bytes of dynamic shared memory.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Grid {
     pub(crate) x: u32,
     pub(crate) y: u32,
@@ -90,6 +112,8 @@ pub(crate) struct Driver {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// A stream that nothing runs on, for recording graphs.
+    recorder: sys::CUstream,
     module: sys::CUmodule,
     functions: Vec<sys::CUfunction>,
     /// What kernel names call the image that was loaded.
@@ -98,6 +122,10 @@ pub(crate) struct Driver {
     pub(crate) processors: u32,
     /// Bytes of shared memory that a block may ask for.
     pub(crate) shared: u32,
+    /// Whether kernels may start while the one before them runs.
+    overlaps: bool,
+    /// Whether the next kernel may not.
+    fence: AtomicBool,
 }
 
 // SAFETY: the handles are the driver's, whose functions may be called from any thread once the context is current, which
@@ -118,11 +146,14 @@ impl Driver {
             device: 0,
             context: null,
             stream: std::ptr::null_mut(),
+            recorder: std::ptr::null_mut(),
             module: std::ptr::null_mut(),
             functions: Vec::with_capacity(KERNELS.len()),
             isa: "",
             processors: 1,
             shared: 0,
+            overlaps: false,
+            fence: AtomicBool::new(false),
         };
         // SAFETY: every pointer passed is to a field of `d` or a local that outlives the call, and handles come from the
         // calls before.
@@ -132,11 +163,13 @@ impl Driver {
             d.bind()?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             check("cuStreamCreate", sys::cuStreamCreate(&mut d.stream, flags))?;
+            check("cuStreamCreate", sys::cuStreamCreate(&mut d.recorder, flags))?;
         }
         let capability = probe::capability(d.device)
             .map_err(|e| Error::Device { backend: ID.into(), message: format!("compute capability: {e}") })?;
         let (isa, bytes) = image(capability);
         d.isa = isa;
+        d.overlaps = isa == "sm90";
         d.processors = d.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         d.shared = d.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         // SAFETY: the image is a whole cubin, or PTX that ends in a zero; names end in one.
@@ -153,6 +186,11 @@ impl Driver {
             check("cuFuncSetAttribute", sys::cuFuncSetAttribute(f, attribute, d.dynamic_shared() as i32))?;
         }
         Ok(d)
+    }
+
+    /// Keeps the next kernel from starting before all work so far is done.
+    pub(crate) fn fence(&self) {
+        self.fence.store(true, Ordering::Relaxed);
     }
 
     /// Bytes of dynamic shared memory that a block may ask for.
@@ -259,34 +297,148 @@ impl Driver {
     /// Launches a kernel, in stream order.
     ///
     /// # Safety
-    /// `args` are what the kernel's parameters call for, and every address among them is valid for what the kernel does at
-    /// it, until the work is done.
-    pub(crate) unsafe fn launch(&self, kernel: Kernel, grid: Grid, mut args: Args) -> Result<()> {
+    /// The arguments are what the kernel's parameters call for, and every address among them is valid for what the kernel
+    /// does at it, until the work is done.
+    pub(crate) unsafe fn launch(&self, launch: &mut Launch) -> Result<()> {
         self.bind()?;
-        let mut pointers = [std::ptr::null_mut::<c_void>(); 24];
-        for (p, arg) in pointers.iter_mut().zip(&mut args.0) {
-            *p = std::ptr::from_mut(arg).cast();
-        }
-        let f = self.functions[kernel as usize];
-        let Grid { x, y, threads, shared } = grid;
-        // SAFETY: the function is of our module; arguments are right by contract, and copied by the call.
-        let code = unsafe {
-            sys::cuLaunchKernel(
-                f,
-                x,
-                y,
-                1,
-                threads,
-                1,
-                1,
-                shared,
-                self.stream,
-                pointers.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+        // The first kernel after new weights waits as a whole, as products read weights at once.
+        let overlap = self.overlaps && !self.fence.swap(false, Ordering::Relaxed);
+        // SAFETY: by contract.
+        unsafe { self.launch_on(self.stream, launch, overlap) }
+    }
+
+    /// # Safety
+    /// As for [`Driver::launch`].
+    unsafe fn launch_on(&self, stream: sys::CUstream, launch: &mut Launch, overlap: bool) -> Result<()> {
+        // Where the kernels have the instructions for it, a kernel may start while the one before it runs, and waits itself;
+        // see kernels/common.cuh.
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
+        let Grid { x, y, threads, shared } = launch.grid;
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: 1,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: stream,
+            attrs: &mut attribute,
+            numAttrs: u32::from(overlap),
+        };
+        let (f, mut pointers) = (self.functions[launch.kernel as usize], launch.args.pointers());
+        // SAFETY: the function is of our module; the configuration outlives the call; arguments are right by contract, and
+        // copied by the call.
+        let code = unsafe { sys::cuLaunchKernelEx(&config, f, pointers.as_mut_ptr(), std::ptr::null_mut()) };
+        let kernel = launch.kernel;
         code.result()
-            .map_err(|e| Error::Device { backend: ID.into(), message: format!("cuLaunchKernel {kernel:?}: {e}") })
+            .map_err(|e| Error::Device { backend: ID.into(), message: format!("cuLaunchKernelEx {kernel:?}: {e}") })
+    }
+
+    /// Makes a graph of launches, each after the one before it, and runs none.
+    ///
+    /// # Safety
+    /// As for [`Driver::launch`].
+    pub(crate) unsafe fn record(&self, launches: &mut [Launch]) -> Result<Graph> {
+        self.bind()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let mut g = Graph { graph: std::ptr::null_mut(), exec: std::ptr::null_mut(), nodes: Vec::new() };
+        // On a stream of its own: other threads may go on using the other one.
+        // SAFETY: the stream is ours.
+        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.recorder, mode) })?;
+        let captured = launches.iter_mut().try_for_each(|launch| {
+            // SAFETY: by contract; captured work does not run now.
+            unsafe { self.launch_on(self.recorder, launch, self.overlaps) }?;
+            g.nodes.push(self.last_node()?);
+            Ok(())
+        });
+        // Also after a failure: the capture has to end.
+        // SAFETY: the stream is ours, and capturing.
+        let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.recorder, &mut g.graph) });
+        let made = captured.and(ended).and_then(|()| {
+            // SAFETY: the graph was just made.
+            check("cuGraphInstantiate", unsafe { sys::cuGraphInstantiateWithFlags(&mut g.exec, g.graph, 0) })
+        });
+        match made {
+            Ok(()) => Ok(g),
+            Err(e) => {
+                self.destroy_graph(g);
+                Err(e)
+            }
+        }
+    }
+
+    /// The node that was captured last.
+    fn last_node(&self) -> Result<sys::CUgraphNode> {
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        let (mut id, mut graph, mut nodes, mut count) = (0, std::ptr::null_mut(), std::ptr::null(), 0);
+        // SAFETY: all pointers are to locals that outlive the call.
+        let code = unsafe {
+            sys::cuStreamGetCaptureInfo_v2(self.recorder, &mut status, &mut id, &mut graph, &mut nodes, &mut count)
+        };
+        check("cuStreamGetCaptureInfo", code)?;
+        if count != 1 || nodes.is_null() {
+            let message = format!("a captured launch has {count} nodes");
+            return Err(Error::Device { backend: ID.into(), message });
+        }
+        // SAFETY: the driver gave an array of `count` nodes, valid until the next capturing call.
+        Ok(unsafe { *nodes })
+    }
+
+    /// Changes the arguments of one kernel of a graph.
+    ///
+    /// # Safety
+    /// As for [`Driver::launch`]; the launch is the graph's, but for its arguments.
+    pub(crate) unsafe fn set_arguments(&self, graph: &Graph, index: usize, launch: &mut Launch) -> Result<()> {
+        self.bind()?;
+        let Grid { x, y, threads, shared } = launch.grid;
+        let mut pointers = launch.args.pointers();
+        let params = sys::CUDA_KERNEL_NODE_PARAMS {
+            func: self.functions[launch.kernel as usize],
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: 1,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            kernelParams: pointers.as_mut_ptr(),
+            extra: std::ptr::null_mut(),
+            kern: std::ptr::null_mut(),
+            ctx: std::ptr::null_mut(),
+        };
+        // SAFETY: the node is of the graph that was instantiated; arguments are copied by the call.
+        check("cuGraphExecKernelNodeSetParams", unsafe {
+            sys::cuGraphExecKernelNodeSetParams_v2(graph.exec, graph.nodes[index], &params)
+        })
+    }
+
+    /// Runs a graph, in stream order.
+    ///
+    /// # Safety
+    /// As for [`Driver::launch`], for every launch of it.
+    pub(crate) unsafe fn launch_graph(&self, graph: &Graph) -> Result<()> {
+        self.bind()?;
+        // SAFETY: by contract.
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.exec, self.stream) })
+    }
+
+    /// Gives a graph back.
+    pub(crate) fn destroy_graph(&self, graph: Graph) {
+        // SAFETY: the handles are null or ours, and used no more; a graph that still runs is kept by the driver until it is
+        // done. A failure leaves nothing to be done.
+        unsafe {
+            if !graph.exec.is_null() {
+                let _ = sys::cuGraphExecDestroy(graph.exec);
+            }
+            if !graph.graph.is_null() {
+                let _ = sys::cuGraphDestroy(graph.graph);
+            }
+        }
     }
 
     /// A word of host memory that kernels can write; see [`HostWord`].
@@ -304,15 +456,11 @@ impl Driver {
         Ok(word)
     }
 
-    /// Gives a word back.
+    /// Gives a word back. All work is done.
     pub(crate) fn free_host_word(&self, word: &HostWord) {
-        // A kernel may still write to it.
-        let done = self.synchronize();
-        if done.is_ok() {
-            // SAFETY: it came from `host_word` of this driver and no work is left that could use it. A failure to free
-            // leaves nothing to be done.
-            let _ = unsafe { sys::cuMemFreeHost(word.at.cast()) };
-        }
+        // SAFETY: it came from `host_word` of this driver and no work is left that could use it. A failure to free leaves
+        // nothing to be done.
+        let _ = unsafe { sys::cuMemFreeHost(word.at.cast()) };
     }
 }
 
@@ -325,6 +473,9 @@ impl Drop for Driver {
                 if !self.stream.is_null() {
                     let _ = sys::cuStreamSynchronize(self.stream);
                     let _ = sys::cuStreamDestroy_v2(self.stream);
+                }
+                if !self.recorder.is_null() {
+                    let _ = sys::cuStreamDestroy_v2(self.recorder);
                 }
                 if !self.module.is_null() {
                     let _ = sys::cuModuleUnload(self.module);

@@ -6,6 +6,7 @@
 //! * [`probe`] asks the driver what there is and creates no context.
 //! * [`driver`] is the only module that calls the driver's C functions; every call's result is checked there.
 //! * [`memory`] is the pool that buffers come from; [`pack`] the layout of weights.
+//! * [`queue`] lets neighbouring launches become one, [`batch`] sends them off together, as CUDA graphs where they recur.
 //! * [`stream`] turns checked ops into launches; [`ops`] has one file for each family of kernels.
 //!
 //! All streams of a backend share one CUDA stream, so memory that is given back can be taken again without waiting, and
@@ -20,12 +21,14 @@ use tersor_core::entry::inventory;
 use tersor_core::{BackendEntry, Error, HostContext, Probe, QuantBackend, Result};
 
 mod backend;
+mod batch;
 mod driver;
 mod memory;
 mod names;
 mod ops;
 mod pack;
 mod probe;
+mod queue;
 mod stream;
 
 pub use backend::CudaBackend;
@@ -34,7 +37,7 @@ pub use memory::Counters;
 const ID: &str = "cuda";
 
 /// Raised whenever a kernel changes.
-const KERNEL_REVISION: u32 = 1;
+const KERNEL_REVISION: u32 = 2;
 
 inventory::submit! {
     BackendEntry {

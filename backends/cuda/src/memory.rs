@@ -6,12 +6,14 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tersor_core::{DeviceMemory, Error, Result};
 
 use crate::ID;
+use crate::batch::{Batch, Launch};
 use crate::driver::{Address, Args, Driver, Grid, Kernel};
+use crate::queue::Queue;
 
 /// What went over the bus and into device memory since the backend was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,6 +64,10 @@ pub(crate) struct Device {
     pub(crate) driver: Driver,
     pub(crate) crossings: Crossings,
     shelves: Mutex<Shelves>,
+    queue: Mutex<Queue>,
+    /// Locked only while the queue is.
+    batch: Mutex<Batch>,
+    failed: Mutex<Option<Error>>,
 }
 
 /// The size that is really taken for `bytes`: an eighth of a power of two more at most.
@@ -73,7 +79,14 @@ fn class(bytes: usize) -> usize {
 
 impl Device {
     pub(crate) fn new(driver: Driver) -> Self {
-        Device { driver, crossings: Crossings::default(), shelves: Mutex::default() }
+        Device {
+            driver,
+            crossings: Crossings::default(),
+            shelves: Mutex::default(),
+            queue: Mutex::default(),
+            batch: Mutex::default(),
+            failed: Mutex::default(),
+        }
     }
 
     /// Memory of undefined content.
@@ -104,8 +117,7 @@ impl Device {
     /// Zeroed memory.
     pub(crate) fn take_zeroed(self: &Arc<Self>, bytes: usize) -> Result<Allocation> {
         let a = self.take(bytes)?;
-        // SAFETY: the allocation is at least that long, and given back only in stream order.
-        unsafe { self.driver.fill(a.at, 0, bytes.max(1)) }?;
+        self.fill(&a, 0)?;
         Ok(a)
     }
 
@@ -123,6 +135,7 @@ impl Device {
         }
         self.crossings.uploads.fetch_add(1, Ordering::Relaxed);
         self.crossings.uploaded.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.flush()?;
         // SAFETY: callers pass ranges of allocations.
         unsafe { self.driver.upload(data, to) }
     }
@@ -130,22 +143,84 @@ impl Device {
     /// Copies from a range that the caller has checked, and waits.
     pub(crate) fn download(&self, from: Address, out: &mut [u8]) -> Result<()> {
         if out.is_empty() {
-            return self.driver.synchronize();
+            return self.synchronize();
         }
+        self.flush()?;
+        self.no_failure()?;
         self.crossings.downloads.fetch_add(1, Ordering::Relaxed);
         self.crossings.downloaded.fetch_add(out.len() as u64, Ordering::Relaxed);
         // SAFETY: callers pass ranges of allocations.
         unsafe { self.driver.download(from, out) }
     }
 
-    /// Launches a kernel, in stream order, and counts it.
+    /// Launches a kernel, after everything before it.
     ///
     /// # Safety
     /// As for [`Driver::launch`].
     pub(crate) unsafe fn launch(&self, kernel: Kernel, grid: Grid, args: Args) -> Result<()> {
-        self.crossings.launches.fetch_add(1, Ordering::Relaxed);
+        let mut queue = self.queue();
+        self.drain(&mut queue)?;
         // SAFETY: by contract.
-        unsafe { self.driver.launch(kernel, grid, args) }
+        unsafe { self.push(kernel, grid, args) }
+    }
+
+    /// Launches a kernel before what the queue holds, and counts it. The queue is locked.
+    ///
+    /// # Safety
+    /// As for [`Driver::launch`].
+    pub(crate) unsafe fn push(&self, kernel: Kernel, grid: Grid, args: Args) -> Result<()> {
+        self.crossings.launches.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: by contract. What uses the memory otherwise, or gives it back, flushes first.
+        unsafe { self.batch().push(&self.driver, Launch { kernel, grid, args }) }
+    }
+
+    pub(crate) fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn batch(&self) -> MutexGuard<'_, Batch> {
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether recurring sequences of launches become graphs.
+    pub(crate) fn set_graphs(&self, on: bool) {
+        self.batch().graphs = on;
+    }
+
+    /// Sends everything that is held to the GPU.
+    pub(crate) fn flush(&self) -> Result<()> {
+        let mut queue = self.queue();
+        let drained = self.drain(&mut queue);
+        self.batch().flush(&self.driver).and(drained)
+    }
+
+    /// Waits for all work.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        self.flush()?;
+        self.driver.synchronize()?;
+        self.no_failure()
+    }
+
+    /// Reports a launch that failed where nobody could be told.
+    fn no_failure(&self) -> Result<()> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+    }
+
+    /// Fills memory, after everything before it.
+    pub(crate) fn fill(&self, a: &Allocation, byte: u8) -> Result<()> {
+        self.flush()?;
+        // SAFETY: the allocation is that long, and given back only in stream order.
+        unsafe { self.driver.fill(a.at, byte, a.class) }
+    }
+
+    /// Copies inside the device's memory, after everything before it.
+    ///
+    /// # Safety
+    /// As for [`Driver::copy`].
+    pub(crate) unsafe fn copy(&self, src: Address, dst: Address, bytes: usize) -> Result<()> {
+        self.flush()?;
+        // SAFETY: by contract.
+        unsafe { self.driver.copy(src, dst, bytes) }
     }
 
     fn out_of_memory(&self, need: usize) -> Error {
@@ -155,7 +230,7 @@ impl Device {
 
     /// Gives kept memory back to the driver.
     fn trim(&self, shelves: &mut Shelves) -> Result<()> {
-        self.driver.synchronize()?;
+        self.synchronize()?;
         for (class, addresses) in std::mem::take(&mut shelves.free) {
             for at in addresses {
                 // SAFETY: it came from `alloc`, nobody holds it, and no work is left that could use it.
@@ -186,7 +261,9 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         let shelves = std::mem::take(self.shelves.get_mut().unwrap_or_else(PoisonError::into_inner));
-        if self.driver.synchronize().is_err() {
+        let done = self.driver.synchronize();
+        self.batch.get_mut().unwrap_or_else(PoisonError::into_inner).clear(&self.driver);
+        if done.is_err() {
             // The context is lost, and its memory with it.
             return;
         }
@@ -208,6 +285,10 @@ pub(crate) struct Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
+        // What is held may be about this memory. Nobody can be told here; who waits next is.
+        if let Err(e) = self.device.flush() {
+            self.device.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+        }
         let mut shelves = self.device.shelves.lock().unwrap_or_else(PoisonError::into_inner);
         shelves.in_use -= self.class;
         shelves.free.entry(self.class).or_default().push(self.at);

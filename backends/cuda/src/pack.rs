@@ -117,6 +117,8 @@ pub(crate) fn pack(device: &Arc<Device>, w: &Weight) -> Result<PackedWeight> {
         .u64(data.at);
     // SAFETY: parameters as in weights.cu; the weight's bytes were validated for its shape, and the tiles take `bytes`.
     unsafe { device.launch(Kernel::Pack, items(bytes / 4), args) }?;
+    device.flush()?;
+    device.driver.fence();
     let data = Arc::new(Packed { data, kind: Kind::Ternary { tiles, scales } });
     Ok(PackedWeight::new(tag("2bit-tiles-of-256"), w, bytes + scale_bytes, false, data))
 }

@@ -45,7 +45,7 @@ struct Watched {
 }
 
 /// Where a kernel reports.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Fault {
     word: Address,
     raised: Address,
@@ -87,8 +87,7 @@ impl Scratch {
 impl CudaStream {
     pub(crate) fn new(device: Arc<Device>, names: Arc<Names>, host: HostContext) -> Result<Self> {
         let fault = device.take(8)?;
-        // SAFETY: the allocation has 8 bytes.
-        unsafe { device.driver.fill(fault.at, 0xff, 8) }?;
+        device.fill(&fault, 0xff)?;
         let raised = device.driver.host_word()?;
         Ok(CudaStream { device, names, host, scratch: Scratch::default(), fault, raised, watched: Vec::new() })
     }
@@ -113,8 +112,7 @@ impl CudaStream {
         self.raised.set(0);
         let mut key = [0; 8];
         self.device.download(self.fault.at, &mut key)?;
-        // SAFETY: the allocation has 8 bytes.
-        unsafe { self.device.driver.fill(self.fault.at, 0xff, 8) }?;
+        self.device.fill(&self.fault, 0xff)?;
         let key = u64::from_le_bytes(key);
         match watched.get((key >> 44) as usize) {
             Some(w) => Err(fault_error(*w, key & 7, key >> 3 & ((1 << 41) - 1))),
@@ -216,7 +214,7 @@ impl Stream for CudaStream {
     }
 
     fn synchronize(&mut self) -> Result<()> {
-        self.device.driver.synchronize()?;
+        self.device.synchronize()?;
         self.report()
     }
 
@@ -242,6 +240,9 @@ impl CudaStream {
 
 impl Drop for CudaStream {
     fn drop(&mut self) {
-        self.device.driver.free_host_word(&self.raised);
+        // A kernel may still write to it; where that cannot be told, it is left alone.
+        if self.device.synchronize().is_ok() {
+            self.device.driver.free_host_word(&self.raised);
+        }
     }
 }

@@ -48,7 +48,7 @@ fn rate(ceiling: &Ceiling, executor: &dyn Executor, seconds: f64) -> f64 {
         }
         done.fetch_add(macs, Ordering::Relaxed);
     });
-    done.into_inner() as f64 / start.elapsed().as_secs_f64()
+    (done.into_inner() as f64 / start.elapsed().as_secs_f64()).round()
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ impl ReadProbe {
         let bytes = range.len() * 8;
         let start = Instant::now();
         black_box(read(&self.data, range, executor, pattern));
-        bytes as f64 / start.elapsed().as_secs_f64()
+        (bytes as f64 / start.elapsed().as_secs_f64()).round()
     }
 
     /// Reads all of it as often as it takes to read `at_least` bytes, and returns bytes a second.
@@ -126,7 +126,7 @@ impl ReadProbe {
             #[cfg(not(debug_assertions))]
             black_box(read(black_box(&self.data), all, executor, pattern));
         }
-        (times * self.bytes()) as f64 / start.elapsed().as_secs_f64()
+        ((times * self.bytes()) as f64 / start.elapsed().as_secs_f64()).round()
     }
 }
 

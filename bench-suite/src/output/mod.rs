@@ -61,7 +61,7 @@ fn readable(file: &tempfile::NamedTempFile) -> std::io::Result<()> {
 /// The data as text.
 pub fn to_json(report: &Report) -> String {
     // A report holds strings, numbers and lists; numbers that are not finite become null. Serialising them cannot fail.
-    serde_json::to_string_pretty(report).unwrap_or_default() + "\n"
+    serde_json::to_string(report).unwrap_or_default() + "\n"
 }
 
 /// Reads a `report.json`.

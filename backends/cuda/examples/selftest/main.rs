@@ -1,5 +1,5 @@
 //! Everything that has to be seen on a GPU, in one program to carry there: conformance, the model against the CPU, and
-//! figures. `selftest [conformance|full|model|bench|2b|growth]...`; results as JSON in the folder that `TERSOR_OUT` names.
+//! figures. `selftest [conformance|full|model|bench|2b|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
 mod bench;
@@ -32,6 +32,14 @@ fn main() {
     for part in parts {
         let started = Instant::now();
         ok &= match part.as_str() {
+            "graphs=off" => {
+                backend.set_graphs(false);
+                true
+            }
+            "graphs=on" => {
+                backend.set_graphs(true);
+                true
+            }
             "conformance" => conformance(&backend, Options::quick()),
             "full" => conformance(&backend, Options::full()),
             "model" => model::equals_the_cpu(&backend),

@@ -51,7 +51,7 @@ pub(crate) fn equals_the_cpu(gpu: &Arc<CudaBackend>) -> bool {
                 let pace = |p: tersor_model::generate::Pace| p.tokens_per_second().unwrap_or(0.0);
                 println!(
                     "{format} {prompt:?} T={temperature} k={top_k:?}: {differing} of {} logits differ, {equal} of {} ids equal{}; {:.0} tok/s, {} {:.0} tok/s",
-                    b.ids.len().max(1) * 0 + ids.len() * here.config().vocab_size,
+                    ids.len() * here.config().vocab_size,
                     b.ids.len(),
                     if same { "" } else { " DIFFERENT" },
                     pace(a.decode),

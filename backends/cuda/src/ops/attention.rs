@@ -15,11 +15,11 @@ pub(crate) struct Geometry {
     pub(crate) head_dim: usize,
 }
 
-const MAX_THREADS: u32 = 1024;
+const MAX_THREADS: u32 = 512;
 
 /// Positions whose scores fit in a block's shared memory, beside one partial sum a thread.
 pub(crate) fn room(device: &Device) -> usize {
-    (device.driver.dynamic_shared() / 4).saturating_sub(MAX_THREADS) as usize
+    (device.driver.dynamic_shared() / 4).saturating_sub(MAX_THREADS + 64) as usize
 }
 
 impl CudaStream {
@@ -41,7 +41,12 @@ impl CudaStream {
         let args = args.u64(self.input("positions", positions)?).u32(count("capacity", capacity)?);
         let args = args.u64(self.input("k_cache", k_cache)?).u64(self.input("v_cache", v_cache)?);
         let args = args.u64(self.output("y", y)?).u32(room).fault(self.watch("positions", Format::F32));
-        let grid = Grid { x: count("heads of all rows", blocks)?, y: 1, threads, shared: 4 * (room + threads) };
+        let grid = Grid {
+            x: count("heads of all rows", blocks)?,
+            y: 1,
+            threads,
+            shared: 4 * (room.next_multiple_of(64) + threads),
+        };
         // SAFETY: parameters as in attention.cu; `Checked` has seen to the lengths, the kernel checks positions, and
         // `supports` that the scores fit.
         unsafe { self.device.launch(Kernel::Attention, grid, args) }

@@ -6,6 +6,7 @@ use crate::ID;
 use crate::driver::{Address, Args, Grid, Kernel};
 use crate::names::Product;
 use crate::pack::{Kind, Packed, Scales, TILE, count};
+use crate::queue::{Gemv, Item};
 use crate::stream::CudaStream;
 
 /// Bits of a kernel's `mode`.
@@ -105,6 +106,10 @@ impl CudaStream {
             unsafe { self.device.launch(Kernel::PadRows, Grid::new(m, 256), args) }?;
             (x, sums, padded)
         };
+        if product == Product::Gemv1 && at.mode == 0 {
+            let (w, y, x_scales) = (w, at.y, at.x_scales);
+            return self.device.enqueue(Item::Gemv(Gemv { x, x_scales, k, tiles, w, y, n, scale }));
+        }
         if let Some(kernel) = gemv {
             let args = Args::new().u64(w).u64(x).u32(k).u64(at.x_scales).u64(at.y);
             let args = args.u32(n).u32(tiles).u32(k).u32(m).f32(scale).u32(at.mode);

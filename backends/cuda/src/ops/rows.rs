@@ -4,6 +4,7 @@ use tersor_core::{Format, In, Out, PackedWeight, Result, SampleParams};
 
 use crate::driver::{Args, Grid, Kernel};
 use crate::pack::{Kind, count, items};
+use crate::queue::{Gate, Item, KvWrite, Norm, Rope};
 use crate::stream::CudaStream;
 
 /// Threads for a row: few rows get many, as they have the GPU for themselves.
@@ -54,11 +55,18 @@ impl CudaStream {
         scales: &Out<'_, f32>,
     ) -> Result<()> {
         let (rows, cols) = (scales.len(), w.len());
-        let args = Args::new().u64(self.input("x", x)?).u64(self.input("w", w)?).f32(eps);
-        let args = args.u32(count("columns", cols)?).u64(self.output("q", q)?).u64(self.output("scales", scales)?);
-        let args = args.fault(self.watch("normalized x", Format::F32));
-        // SAFETY: as above.
-        unsafe { self.device.launch(Kernel::RmsNormQuantize, row_grid(rows, cols), args) }
+        let fault = self.watch("normalized x", Format::F32);
+        self.device.enqueue(Item::Norm(Norm {
+            x: self.input("x", x)?,
+            w: self.input("w", w)?,
+            eps,
+            rows,
+            cols: count("columns", cols)?,
+            q: self.output("q", q)?,
+            scales: self.output("scales", scales)?,
+            grid: row_grid(rows, cols),
+            fault,
+        }))
     }
 
     pub(super) fn rope(
@@ -71,13 +79,19 @@ impl CudaStream {
     ) -> Result<()> {
         let (half, rows) = (head_dim / 2, positions.len());
         let heads = x.len() / rows / head_dim;
-        let args = Args::new().u64(self.output("x", x)?).u32(count("pairs", x.len() / 2)?);
-        let args = args.u32(count("heads", heads)?).u32(count("head_dim", half)?);
-        let args = args.u64(self.input("positions", positions)?).u32(count("positions", cos.len() / half)?);
-        let args = args.u64(self.input("cos", cos)?).u64(self.input("sin", sin)?);
-        let args = args.fault(self.watch("positions", Format::F32));
-        // SAFETY: as above; positions are checked by the kernel.
-        unsafe { self.device.launch(Kernel::Rope, Grid::new((x.len() / 2).div_ceil(256) as u32, 256), args) }
+        count("pairs", x.len())?;
+        let fault = self.watch("positions", Format::F32);
+        self.device.enqueue(Item::Rope(Rope {
+            x: self.output("x", x)?,
+            rows: rows as u32,
+            heads: heads as u32,
+            half: half as u32,
+            positions: self.input("positions", positions)?,
+            known: count("positions", cos.len() / half)?,
+            cos: self.input("cos", cos)?,
+            sin: self.input("sin", sin)?,
+            fault,
+        }))
     }
 
     pub(super) fn kv_write(
@@ -87,14 +101,19 @@ impl CudaStream {
         positions: In<'_, u32>,
         (k_cache, v_cache): (&Out<'_, f32>, &Out<'_, f32>),
     ) -> Result<()> {
-        let len = k.len();
-        let args = Args::new().u64(self.input("k", k)?).u64(self.input("v", v)?);
-        let args = args.u32(count("keys", len)?).u32(count("width", width)?);
-        let args = args.u64(self.input("positions", positions)?).u32(count("capacity", k_cache.len() / width)?);
-        let args = args.u64(self.output("k_cache", k_cache)?).u64(self.output("v_cache", v_cache)?);
-        let args = args.fault(self.watch("positions", Format::F32));
-        // SAFETY: as above; positions are checked by the kernel.
-        unsafe { self.device.launch(Kernel::KvWrite, Grid::new(len.div_ceil(256) as u32, 256), args) }
+        count("elements of the cache", k_cache.len())?;
+        let fault = self.watch("positions", Format::F32);
+        self.device.enqueue(Item::KvWrite(KvWrite {
+            len: count("keys", k.len())?,
+            k: self.input("k", k)?,
+            v: self.input("v", v)?,
+            width: width as u32,
+            positions: self.input("positions", positions)?,
+            capacity: (k_cache.len() / width) as u32,
+            k_cache: self.output("k_cache", k_cache)?,
+            v_cache: self.output("v_cache", v_cache)?,
+            fault,
+        }))
     }
 
     pub(super) fn relu_squared_mul(&mut self, gate: In<'_, f32>, up: In<'_, f32>, y: &Out<'_, f32>) -> Result<()> {
@@ -102,10 +121,9 @@ impl CudaStream {
         if len == 0 {
             return Ok(());
         }
-        let args = Args::new().u64(self.input("gate", gate)?).u64(self.input("up", up)?);
-        let args = args.u64(self.output("y", y)?).u64(len as u64);
-        // SAFETY: as above.
-        unsafe { self.device.launch(Kernel::ReluSquaredMul, items(len), args) }
+        count("elements", len)?;
+        let (gate, up) = (self.input("gate", gate)?, self.input("up", up)?);
+        self.device.enqueue(Item::Gate(Gate { gate, up, y: self.output("y", y)?, len }))
     }
 
     pub(super) fn add(&mut self, x: In<'_, f32>, y: &Out<'_, f32>) -> Result<()> {
@@ -125,7 +143,7 @@ impl CudaStream {
             return Ok(());
         }
         // SAFETY: both operands have this length; an output is exclusive, so they do not overlap.
-        unsafe { self.device.driver.copy(x, y, 4 * len) }
+        unsafe { self.device.copy(x, y, 4 * len) }
     }
 
     pub(super) fn gather(&mut self, table: &PackedWeight, ids: In<'_, u32>, y: &Out<'_, f32>) -> Result<()> {

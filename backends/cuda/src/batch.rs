@@ -1,0 +1,131 @@
+//! Launches that go to the GPU together.
+//!
+//! The host needs two to four microseconds for a launch, the GPU often less for the kernel. So launches are collected, and a
+//! sequence of them that was seen before is replayed as a CUDA graph: one call, and one more for each kernel whose arguments
+//! have changed (in a decode step those that name a position). The first batch after a wait is small, so that the GPU
+//! begins; each further one is larger, up to a limit.
+
+use tersor_core::Result;
+
+use crate::driver::{Args, Driver, Graph, Grid, Kernel};
+
+/// Launches of the first batch after a wait, and of the largest.
+const FIRST: usize = 16;
+const LARGEST: usize = 128;
+/// Sequences that are remembered. A decode step has a handful.
+const REMEMBERED: usize = 64;
+
+/// A launch to come.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Launch {
+    pub(crate) kernel: Kernel,
+    pub(crate) grid: Grid,
+    pub(crate) args: Args,
+}
+
+/// A sequence that was seen, with the arguments of its last replay; as a graph from the second time on.
+#[derive(Debug)]
+struct Sequence {
+    launches: Vec<Launch>,
+    graph: Option<Graph>,
+}
+
+impl Sequence {
+    /// Whether these are the same kernels with the same grids.
+    fn fits(&self, launches: &[Launch]) -> bool {
+        let same = |(a, b): (&Launch, &Launch)| a.kernel == b.kernel && a.grid == b.grid;
+        self.launches.len() == launches.len() && self.launches.iter().zip(launches).all(same)
+    }
+}
+
+/// What is collected, and what was seen.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    held: Vec<Launch>,
+    limit: usize,
+    seen: Vec<Sequence>,
+    /// Whether recurring sequences become graphs.
+    pub(crate) graphs: bool,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Batch { held: Vec::with_capacity(LARGEST), limit: FIRST, seen: Vec::new(), graphs: true }
+    }
+}
+
+impl Batch {
+    /// Adds a launch, and sends the batch off if it is large enough.
+    ///
+    /// # Safety
+    /// As for [`Driver::launch`], from now until the work is done.
+    pub(crate) unsafe fn push(&mut self, driver: &Driver, launch: Launch) -> Result<()> {
+        self.held.push(launch);
+        if self.held.len() < self.limit {
+            return Ok(());
+        }
+        self.limit = (2 * self.limit).min(LARGEST);
+        self.send(driver)
+    }
+
+    /// Sends off what is held, however little; the next batch is a first one.
+    pub(crate) fn flush(&mut self, driver: &Driver) -> Result<()> {
+        self.limit = FIRST;
+        if self.held.is_empty() { Ok(()) } else { self.send(driver) }
+    }
+
+    fn send(&mut self, driver: &Driver) -> Result<()> {
+        let done = self.replay(driver);
+        self.held.clear();
+        done
+    }
+
+    fn replay(&mut self, driver: &Driver) -> Result<()> {
+        let held = &mut self.held[..];
+        // SAFETY: who pushed a launch vouches for it.
+        let plain = |held: &mut [Launch]| held.iter_mut().try_for_each(|l| unsafe { driver.launch(l) });
+        // Few launches are not worth a graph.
+        if !self.graphs || held.len() < FIRST / 2 {
+            return plain(held);
+        }
+        let Some(sequence) = self.seen.iter_mut().find(|s| s.fits(held)) else {
+            if self.seen.len() < REMEMBERED {
+                self.seen.push(Sequence { launches: held.to_vec(), graph: None });
+            }
+            return plain(held);
+        };
+        let changed = sequence.launches.iter().zip(held.iter()).filter(|(a, b)| a.args != b.args).count();
+        // Changing a kernel's arguments costs about as much as launching it.
+        if 4 * changed > 3 * held.len() {
+            return plain(held);
+        }
+        match &mut sequence.graph {
+            Some(graph) => {
+                for (i, (old, new)) in sequence.launches.iter_mut().zip(held.iter_mut()).enumerate() {
+                    if old.args != new.args {
+                        // SAFETY: who pushed a launch vouches for it.
+                        unsafe { driver.set_arguments(graph, i, new) }?;
+                        std::mem::swap(old, new);
+                    }
+                }
+            }
+            none => {
+                // SAFETY: who pushed a launch vouches for it.
+                *none = Some(unsafe { driver.record(held) }?);
+                sequence.launches.clone_from_slice(held);
+            }
+        }
+        match &sequence.graph {
+            // SAFETY: every launch of it was just pushed, or is equal to one that was.
+            Some(graph) => unsafe { driver.launch_graph(graph) },
+            None => Ok(()),
+        }
+    }
+
+    /// Gives all graphs back. No work is left.
+    pub(crate) fn clear(&mut self, driver: &Driver) {
+        for graph in self.seen.drain(..).filter_map(|s| s.graph) {
+            driver.destroy_graph(graph);
+        }
+    }
+}
