@@ -29,7 +29,8 @@ macro_rules! kernels {
 }
 kernels! {
     Gemv1Of3 = "gemv_1_of_3", RopeKvWrite = "rope_kv_write", GateNormQuantize = "gate_norm_quantize",
-    Gemv1 = "gemv_1", Gemv2 = "gemv_2", Gemv4 = "gemv_4",
+    Gemv1 = "gemv_1",
+    Gemv1Wide = "gemv_1_wide", Gemv2 = "gemv_2", Gemv4 = "gemv_4",
     PadRows = "pad_rows", GemmBlocks = "gemm_blocks",
     GemmSmall1 = "gemm_small_1", GemmSmall2 = "gemm_small_2", GemmSmall4 = "gemm_small_4", GemmLarge = "gemm_large",
     DenseF32 = "dense_f32", DenseF16 = "dense_f16", DenseBf16 = "dense_bf16",

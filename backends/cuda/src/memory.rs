@@ -73,7 +73,7 @@ pub(crate) struct Device {
 /// The size that is really taken for `bytes`: an eighth of a power of two more at most.
 fn class(bytes: usize) -> usize {
     let bytes = bytes.max(512);
-    let step = (bytes.next_power_of_two() / 16).max(512);
+    let step = (bytes.checked_next_power_of_two().unwrap_or(1 << (usize::BITS - 1)) / 16).max(512);
     bytes.checked_next_multiple_of(step).unwrap_or(bytes)
 }
 

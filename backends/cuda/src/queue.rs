@@ -140,6 +140,11 @@ impl Queue {
     }
 }
 
+/// The kernel for one row of activations and rows of this many tiles.
+pub(crate) fn gemv_kernel(tiles: u32) -> Kernel {
+    if tiles > 16 { Kernel::Gemv1Wide } else { Kernel::Gemv1 }
+}
+
 fn gemv(item: &Item) -> Option<Gemv> {
     if let Item::Gemv(g) = item { Some(*g) } else { None }
 }
@@ -184,7 +189,7 @@ impl Device {
             Item::Gemv(g) => {
                 let args = Args::new().u64(g.w).u64(g.x).u32(g.k).u64(g.x_scales).u64(g.y);
                 let args = args.u32(g.n).u32(g.tiles).u32(g.k).u32(1).f32(g.scale).u32(0);
-                (Kernel::Gemv1, Grid::new(g.n.div_ceil(16), 128), args)
+                (gemv_kernel(g.tiles), Grid::new(g.n.div_ceil(16), 128), args)
             }
             Item::Rope(r) => {
                 let pairs = r.rows * r.heads * r.half;

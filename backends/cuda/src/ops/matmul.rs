@@ -6,7 +6,7 @@ use crate::ID;
 use crate::driver::{Address, Args, Grid, Kernel};
 use crate::names::Product;
 use crate::pack::{Kind, Packed, Scales, TILE, count};
-use crate::queue::{Gemv, Item};
+use crate::queue::{Gemv, Item, gemv_kernel};
 use crate::stream::CudaStream;
 
 /// Bits of a kernel's `mode`.
@@ -88,7 +88,7 @@ impl CudaStream {
         let w = packed.data.at;
         let scale = if let Scales::Uniform(s) = scales { *s } else { 0.0 };
         let gemv = match product {
-            Product::Gemv1 => Some(Kernel::Gemv1),
+            Product::Gemv1 => Some(gemv_kernel(tiles)),
             Product::Gemv2 => Some(Kernel::Gemv2),
             Product::Gemv4 => Some(Kernel::Gemv4),
             _ => None,
