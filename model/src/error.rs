@@ -210,7 +210,9 @@ pub enum Error {
     #[error(transparent)]
     Core(#[from] tersor_core::Error),
     /// A linear layer without a single weight that is not zero.
-    #[error("tensor {name}: all weights are zero; such uploads exist and are broken. To convert it all the same, allow it")]
+    #[error(
+        "tensor {name}: all weights are zero; such uploads exist and are broken. To convert it all the same, allow it"
+    )]
     AllZero {
         /// The tensor.
         name: String,
