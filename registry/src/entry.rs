@@ -16,7 +16,7 @@ pub enum Origin {
     /// A plugin brought it.
     Plugin {
         /// Its table.
-        backend: PluginBackend,
+        backend: &'static PluginBackend,
         /// The plugin.
         plugin: &'static Loaded,
     },
@@ -80,7 +80,7 @@ impl Entry {
                 let PluginBackend { id, kernel_revision, priority, .. } = *backend;
                 taken.push(id);
                 let version = intern(format!("{}+{}", backend.version, &plugin.sha256[..12]));
-                let origin = Origin::Plugin { backend: *backend, plugin };
+                let origin = Origin::Plugin { backend, plugin };
                 entries.push(Entry { id, version, kernel_revision, priority, origin });
             }
             plugins.loaded.push(loaded);

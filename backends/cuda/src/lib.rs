@@ -3,11 +3,11 @@
 //! Kernels are CUDA C++ in `kernels/`, compiled ahead of time and embedded: cubins for compute capability 8.x and 9.0, PTX
 //! for the driver to compile on anything newer. Building this crate needs no toolkit, running it nothing but a driver.
 //!
-//! * [`probe`] asks the driver what there is and creates no context.
-//! * [`driver`] is the only module that calls the driver's C functions; every call's result is checked there.
-//! * [`memory`] is the pool that buffers come from; [`pack`] the layout of weights.
-//! * [`queue`] lets neighbouring launches become one, [`batch`] sends them off together, as CUDA graphs where they recur.
-//! * [`stream`] turns checked ops into launches; [`ops`] has one file for each family of kernels.
+//! * `probe` asks the driver what there is and creates no context.
+//! * `driver` is the only module that calls the driver's C functions; every call's result is checked there.
+//! * `memory` is the pool that buffers come from; `pack` the layout of weights.
+//! * `queue` lets neighbouring launches become one, `batch` sends them off together, as CUDA graphs where they recur.
+//! * `stream` turns checked ops into launches; `ops` has one file for each family of kernels.
 //!
 //! All streams of a backend share one CUDA stream, so memory that is given back can be taken again without waiting, and
 //! what one stream wrote another may read. Work is asynchronous: data that cannot be rounded (a NaN, say) is reported by
