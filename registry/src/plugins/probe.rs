@@ -116,16 +116,25 @@ fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     }
 }
 
-fn last_answer(out: impl Read) -> Option<Answer> {
-    let lines = BufReader::new(out.take(OUTPUT)).lines().map_while(Result::ok);
-    let answers = lines.filter_map(|line| serde_json::from_str(line.strip_prefix(MARK)?).ok());
-    answers.last()
+fn last_answer(mut out: impl Read) -> Option<Answer> {
+    let lines = BufReader::new(out.by_ref().take(OUTPUT)).lines().map_while(Result::ok);
+    let answer = lines.filter_map(|line| serde_json::from_str(line.strip_prefix(MARK)?).ok()).last();
+    drain(out);
+    answer
+}
+
+/// A child whose output nobody takes would wait for ever.
+fn drain(mut rest: impl Read) {
+    // An error is the end of it too.
+    let _ = std::io::copy(&mut rest, &mut std::io::sink());
 }
 
 /// The last line with something in it.
-fn tail(err: impl Read) -> String {
-    let lines = BufReader::new(err.take(OUTPUT)).lines().map_while(Result::ok);
-    lines.filter(|line| !line.trim().is_empty()).last().unwrap_or_default()
+fn tail(mut err: impl Read) -> String {
+    let lines = BufReader::new(err.by_ref().take(OUTPUT)).lines().map_while(Result::ok);
+    let last = lines.filter(|line| !line.trim().is_empty()).last().unwrap_or_default();
+    drain(err);
+    last
 }
 
 #[cfg(unix)]

@@ -1,0 +1,245 @@
+//! Plugins as their users meet them: the C example built by its Makefile, and what is hostile, kept out.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::Value;
+use tersor::registry::config::Config;
+use tersor::registry::plugins::{Loader, PluginError, Stage, State};
+
+const TERSOR: &str = env!("CARGO_BIN_EXE_tersor");
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// A directory that nobody else can write to, whatever the umask.
+fn directory() -> tempfile::TempDir {
+    tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir().unwrap()
+}
+
+fn succeed(mut command: Command) {
+    // A plugin that others may write to is refused, so the umask must not decide about the tests.
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+fn make(to: &Path) -> PathBuf {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg("umask 022; exec make -s -C \"$0\" OUT=\"$1\"");
+    command.arg(repository().join("plugins/c-example")).arg(to);
+    succeed(command);
+    to.join("i2s-c.toml")
+}
+
+/// The C example, gone wrong in one way.
+fn hostile(to: &Path, case: &str) -> PathBuf {
+    let manifest = make(to);
+    let library = to.join("libi2s_c.so");
+    let mut command = Command::new("sh");
+    command
+        .arg("-c")
+        .arg("umask 022; exec cc -std=c11 -O1 -ffp-contract=off -fvisibility=hidden -fPIC -shared \"$@\"")
+        .arg("cc");
+    command.arg(format!("-DCASE={case}"));
+    for include in ["abi/include", "plugins/c-example"] {
+        command.arg("-I").arg(repository().join(include));
+    }
+    command.arg("-o").arg(&library).arg(repository().join("cli/tests/data/hostile.c"));
+    succeed(command);
+    rehash(&manifest, &library);
+    manifest
+}
+
+/// Writes the library's own hash into the manifest.
+fn rehash(manifest: &Path, library: &Path) {
+    let e = loader().vet(manifest).unwrap_err();
+    assert_eq!(e.stage, Stage::Hash, "{e}");
+    let hash = e.reason.split(" has SHA-256 ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+    assert!(e.reason.contains(library.to_str().unwrap()), "{e}");
+    let old = e.reason.rsplit(' ').next().unwrap();
+    edit(manifest, old, hash);
+}
+
+fn edit(file: &Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(file).unwrap();
+    assert!(text.contains(from), "{text} has no {from}");
+    std::fs::write(file, text.replace(from, to)).unwrap();
+}
+
+fn loader() -> Loader {
+    let limit = Duration::from_secs(20);
+    Loader { allow: Vec::new(), helper: Some(TERSOR.into()), limit, state: State::load(None) }
+}
+
+fn refusal(loader: &mut Loader, manifest: &Path, stage: Stage, says: &str) -> PluginError {
+    let e = loader.load(manifest).unwrap_err();
+    assert_eq!(e.stage, stage, "{e}");
+    assert!(e.to_string().contains(says), "{e} should say {says:?}");
+    e
+}
+
+fn tersor(state: &Path, plugins: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(TERSOR);
+    command.args(args).env("XDG_STATE_HOME", state).env("XDG_CONFIG_HOME", state).env("XDG_DATA_HOME", state);
+    command.env("TERSOR_PLUGINS_ENABLED", "1").env("TERSOR_PLUGIN_PATH", plugins);
+    command.output().unwrap()
+}
+
+fn json(out: &Output) -> Value {
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+#[test]
+fn the_c_example_conforms_is_listed_selected_and_explained() {
+    let (dir, state) = (directory(), directory());
+    let manifest = make(dir.path());
+    let run = |args: &[&str]| tersor(state.path(), dir.path(), args);
+    let conform = run(&["conform", manifest.to_str().unwrap(), "--json"]);
+    let report = json(&conform);
+    assert!(conform.status.success() && report["conforms"] == true, "{report}");
+    let cases = report["runs"][1]["report"]["cases"].as_array().unwrap();
+    assert!(cases.iter().filter(|c| c["outcome"] == "passed").count() > 300);
+
+    // Two plugin processes later it is a backend like any other, with a version that names its bytes.
+    let listed = json(&run(&["backends", "--json"]));
+    let ours = listed["backends"].as_array().unwrap().iter().find(|b| b["id"] == "i2s-c").unwrap().clone();
+    assert_eq!(ours["usable"], true, "{ours}");
+    let hash = report["sha256"].as_str().unwrap();
+    assert_eq!(ours["version"], format!("0.1.0+{}", &hash[..12]));
+    let found = json(&run(&["plugins", "list", "--json"]));
+    assert_eq!(found["found"][0]["verdict"]["verdict"], "passed", "{found}");
+
+    let config = format!(
+        "[plugins]\nenabled = true\npaths = ['{}']\nprobe_helper = '{TERSOR}'\n[select]\nbackend = 'i2s-c'\n[tune]\nmode = 'off'",
+        manifest.display()
+    );
+    let registry = tersor::Registry::build(Config::from_toml_str(&config).unwrap()).unwrap();
+    assert_eq!(registry.plugins().loaded.len(), 1, "{:?}", registry.plugins().refused);
+    let choice = registry.select(&[tersor::core::OpSpec::matmul(tersor::Format::I2S, 1, 256, 256)]).unwrap();
+    assert_eq!(choice.decision.kernels, ["gemv.i2_s-i8.c.4x32"]);
+}
+
+#[test]
+fn plugins_are_off_unless_the_configuration_turns_them_on() {
+    let (dir, state) = (directory(), directory());
+    make(dir.path());
+    let mut command = Command::new(TERSOR);
+    command.args(["backends", "--json"]).env("XDG_STATE_HOME", state.path()).env("TERSOR_PLUGIN_PATH", dir.path());
+    let listed = json(&command.output().unwrap());
+    assert!(listed["backends"].as_array().unwrap().iter().all(|b| b["id"] != "i2s-c"));
+}
+
+#[test]
+fn what_dies_in_its_probe_is_quarantined_and_the_host_lives() {
+    for (case, says) in
+        [("SEGFAULT", "signal 11 (invalid memory access)"), ("ILLEGAL", "signal 4"), ("EXIT", "without an answer")]
+    {
+        let dir = directory();
+        let manifest = hostile(dir.path(), case);
+        let mut loader = loader();
+        refusal(&mut loader, &manifest, Stage::Quarantine, says);
+        // The verdict is remembered: without a helper, another one could not be had.
+        loader.helper = None;
+        refusal(&mut loader, &manifest, Stage::Quarantine, says);
+    }
+    let dir = directory();
+    let mut loader = Loader { limit: Duration::from_millis(1500), ..loader() };
+    refusal(&mut loader, &hostile(dir.path(), "LOOP"), Stage::Quarantine, "did not end within 1.5 s");
+}
+
+#[test]
+fn a_quarantined_plugin_is_listed_with_its_reason_and_can_be_cleared() {
+    let (dir, state) = (directory(), directory());
+    hostile(dir.path(), "SEGFAULT");
+    let run = |args: &[&str]| tersor(state.path(), dir.path(), args);
+    for _ in 0..2 {
+        let listed = run(&["backends", "--json"]);
+        assert!(listed.status.success());
+        let listed = json(&listed);
+        let ours = listed["backends"].as_array().unwrap().iter().find(|b| b["id"] == "i2s-c").unwrap().clone();
+        assert!(ours["usable"] == false && ours["reason"].as_str().unwrap().contains("signal 11"), "{ours}");
+    }
+    let held = json(&run(&["plugins", "quarantine", "--json"]));
+    let library = held["quarantined"][0]["path"].as_str().unwrap().to_owned();
+    let cleared = json(&run(&["plugins", "quarantine", "--json", "--clear", &library]));
+    assert_eq!(cleared["quarantined"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn wrong_answers_and_lies_are_quarantined() {
+    for (case, says) in [("WRONG", "element 4 is"), ("LYING", "i2s-c: ")] {
+        let dir = directory();
+        refusal(&mut loader(), &hostile(dir.path(), case), Stage::Quarantine, says);
+    }
+}
+
+#[test]
+fn tables_that_do_not_fit_are_refused_with_what_is_wrong() {
+    let cases = [
+        ("NULL_TABLE", "TersorPlugin is null"),
+        ("SHORT", "TersorBackend says that it has 40 bytes"),
+        ("STATUS", "status 4711"),
+        ("NULL_FUNCTION", "the function pack is null"),
+    ];
+    for (case, says) in cases {
+        let dir = directory();
+        refusal(&mut loader(), &hostile(dir.path(), case), Stage::Probe, says);
+    }
+}
+
+#[test]
+fn a_plugin_that_writes_much_does_not_block_its_probe() {
+    let dir = directory();
+    loader().load(&hostile(dir.path(), "NOISY")).unwrap();
+}
+
+#[test]
+fn files_that_are_not_what_their_manifest_says_are_never_opened() {
+    let dir = directory();
+    let manifest = make(dir.path());
+    let library = dir.path().join("libi2s_c.so");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let platform = tersor::registry::plugins::platform();
+    let mut refuse = |from: &str, to: &str, stage, says: &str| {
+        edit(&manifest, from, to);
+        refusal(&mut loader(), &manifest, stage, says);
+        std::fs::write(&manifest, &text).unwrap();
+    };
+    refuse(&platform, "plan9-z80", Stage::Platform, &format!("no library for {platform}, only for: plan9-z80"));
+    refuse("major = 1", "major = 2", Stage::Abi, "it needs version 2.0");
+    refuse("min_minor = 0", "min_minor = 9", Stage::Abi, "this program has 1.0");
+    refuse("path = \"lib", "path = \"../lib", Stage::Manifest, "has a \"..\"");
+    refuse("[provides]", "[provides]\nrequires_isa = [\"neon\", \"avx2\"]", Stage::Isa, "lacks");
+    refuse("backends = [\"i2s-c\"]", "backends = [\"other\"]", Stage::Probe, "its manifest says [\"other\"]");
+    refuse("license", "licence", Stage::Manifest, "licence");
+    let mut unprobed = Loader { helper: None, ..loader() };
+    refusal(&mut unprobed, &manifest, Stage::Probe, "plugins.probe_helper names no program");
+
+    let bytes = std::fs::read(&library).unwrap();
+    std::fs::write(&library, &bytes[..bytes.len() / 2]).unwrap();
+    let e = refusal(&mut loader(), &manifest, Stage::Hash, "and the manifest says");
+    assert!(e.to_string().starts_with("plugin ") && e.to_string().contains("i2s-c.toml"), "{e}");
+    rehash(&manifest, &library);
+    let e = loader().load(&manifest).unwrap_err();
+    assert!(matches!(e.stage, Stage::Probe | Stage::Quarantine), "a truncated library with its own hash: {e}");
+}
+
+#[test]
+fn the_allow_list_pins_names_and_hashes() {
+    let dir = directory();
+    let manifest = make(dir.path());
+    let hash = loader().vet(&manifest).unwrap().library.sha256;
+    let vet = |allow: &str| {
+        let config = Config::from_toml_str(&format!("plugins.allow = [{allow}]")).unwrap();
+        Loader { allow: config.plugins.allow, ..loader() }.vet(&manifest).map(|_| ()).map_err(|e| e.reason)
+    };
+    assert_eq!(vet("{ name = 'i2s-c' }"), Ok(()));
+    assert_eq!(vet(&format!("{{ name = 'i2s-c', sha256 = '{hash}' }}")), Ok(()));
+    assert!(vet("{ name = 'acme' }").unwrap_err().contains("does not name \"i2s-c\""));
+    let other = "0".repeat(64);
+    assert!(vet(&format!("{{ name = 'i2s-c', sha256 = '{other}' }}")).unwrap_err().contains("another hash"));
+}
