@@ -18,9 +18,9 @@
 //! # Ok::<(), tersor::Error>(())
 //! ```
 //!
-//! * [`core`](tersor_core): formats, ops, the traits of a backend.
-//! * [`registry`](tersor_registry): discovery, configuration, selection.
-//! * [`model`](tersor_model), with the feature of that name: model files and generation.
+//! * [`core`]: formats, ops, the traits of a backend.
+//! * [`registry`]: discovery, configuration, selection.
+//! * [`model`], with the feature of that name: model files and generation.
 #![forbid(unsafe_code)]
 
 mod runtime;
