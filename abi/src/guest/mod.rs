@@ -1,6 +1,6 @@
 //! The plugin's side: any [`BackendEntry`] as C tables. Used through [`crate::export_backend!`].
 //!
-//! Every function that the host calls runs inside [`guarded`], so that no panic leaves it.
+//! Every function that the host calls runs inside `guarded`, so that no panic leaves it.
 #![allow(unsafe_code, reason = "this module is the boundary")]
 
 mod calls;
