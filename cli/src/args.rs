@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use tersor::Format;
 use tersor::model::source::I2sLayout;
 
-use crate::{backends, bench, config, inspect, quantize, run, verify};
 use crate::{conform, plugins};
+use crate::{backends, bench, config, doctor, explain, inspect, quantize, run, tune, verify};
 
 /// Ternary (1.58-bit) models: convert, check, run
 ///
@@ -69,6 +69,9 @@ pub(crate) enum Command {
     Verify(verify::Args),
     Run(run::Args),
     Bench(bench::Args),
+    Tune(tune::Args),
+    Explain(explain::Args),
+    Doctor(doctor::Args),
     Config(config::Args),
     Plugins(plugins::Args),
     Conform(conform::Args),
@@ -82,6 +85,9 @@ impl Command {
             Command::Quantize(args) => Some(&args.place),
             Command::Run(args) => Some(&args.place),
             Command::Bench(args) => Some(&args.place),
+            Command::Tune(args) => Some(&args.place),
+            Command::Explain(args) => Some(&args.place),
+            Command::Doctor(args) => Some(&args.place),
             Command::Config(args) => args.place(),
             Command::Inspect(_) | Command::Verify(_) | Command::Plugins(_) | Command::Conform(_) => None,
         }

@@ -19,6 +19,8 @@ mod bench;
 mod config;
 mod conform;
 mod context;
+mod doctor;
+mod explain;
 mod failure;
 mod inspect;
 mod memory;
@@ -28,6 +30,7 @@ mod quantize;
 mod run;
 mod suspicion;
 mod text;
+mod tune;
 mod verify;
 
 use std::io::Write;
@@ -76,6 +79,9 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Verify(args) => verify::run(&context, &args),
         Command::Run(args) => run::run(&context, &args),
         Command::Bench(args) => bench::run(&context, &args),
+        Command::Tune(args) => tune::run(&context, &args),
+        Command::Explain(args) => explain::run(&context, &args),
+        Command::Doctor(args) => doctor::run(&context, &args),
         Command::Config(args) => config::show(&context, &args),
         Command::Plugins(args) => plugins::run(&context, &args),
         Command::Conform(args) => conform::run(&context, &args),

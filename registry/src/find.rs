@@ -6,13 +6,12 @@ use dashmap::DashMap;
 use tersor_core::host::LogLevel;
 use tersor_core::{DeviceKind, HostContext, Isa, OpSpec, Probe, QuantBackend, Support, entries};
 
-use crate::config::TuneMode;
 use crate::config::{Config, Device};
 use crate::decision::{Choice, Decision, Reason, Rejected};
 use crate::entry::{Entry, Origin};
 use crate::plugins::Plugins;
 use crate::tune::select::{Tiers, Tuned};
-use crate::tune::{Fingerprint, Route, Tuner, Workload};
+use crate::tune::{Effort, Fingerprint, Route, Tuner, Workload};
 use crate::{Error, Pool, Result};
 
 /// A backend of this program, linked or brought by a plugin, and what its probe said.
@@ -175,6 +174,26 @@ impl Registry {
     /// Chooses a backend for everything that a program is about to do. With `tune.mode` other than "off", products go to
     /// those that were measured fastest, and what is missing may be measured now.
     pub fn select_for(&self, workload: &Workload<'_>) -> Result<Choice> {
+        self.choose(workload, Effort::of(self.tuner.mode()), &mut |_, _| ())
+    }
+
+    /// The same whatever `tune.mode` says: what is known counts, and the rest is measured as `effort` says. `progress` is
+    /// told how many products are done, and of how many.
+    pub fn measure(
+        &self,
+        workload: &Workload<'_>,
+        effort: Effort,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Choice> {
+        self.choose(workload, Some(effort), progress)
+    }
+
+    fn choose(
+        &self,
+        workload: &Workload<'_>,
+        effort: Option<Effort>,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Choice> {
         let specs = workload.specs;
         let what = describe(specs);
         let _span = tracing::info_span!("select", %what).entered();
@@ -186,7 +205,9 @@ impl Registry {
         let mut eligible: Vec<Eligible<'_>> = Vec::new();
         for found in self.in_order() {
             let verdict = match eligible.first() {
-                Some((first, ..)) if !self.may_rival(first, found) => Err(format!("{} comes first", first.entry.id)),
+                Some((first, ..)) if effort.is_none() || !self.may_rival(first, found) => {
+                    Err(format!("{} comes first", first.entry.id))
+                }
                 _ => self.eligible(found, named.as_ref().map(|(_, id)| *id), specs),
             };
             match verdict {
@@ -195,8 +216,8 @@ impl Registry {
             }
         }
         let open: Vec<_> = eligible.iter().map(|(found, backend, _)| (*found, backend.clone())).collect();
-        let tuned = match open.first() {
-            Some((_, first)) if first.info().is_host() => self.tune(&open, workload),
+        let tuned = match (open.first(), effort) {
+            (Some((_, first)), Some(effort)) if first.info().is_host() => self.tune(&open, workload, effort, progress),
             _ => None,
         };
         if eligible.is_empty() {
@@ -205,31 +226,32 @@ impl Registry {
         let (found, backend, kernels) = eligible.remove(0);
         let because = self.reason(found, named, &rejected);
         let others = eligible.iter().map(|(f, ..)| f.entry.id);
-        let decision = match tuned {
+        let choice = match tuned {
             None => {
                 let reason = format!("{} comes first", found.entry.id);
                 rejected.extend(others.map(|id| Rejected { id: id.into(), reason: reason.clone() }));
-                Decision { what, chosen: found.entry.id.into(), because, kernels, rejected, routes: Vec::new() }
+                let chosen = found.entry.id.into();
+                let decision = Decision { what, chosen, because, kernels, rejected, routes: Vec::new() };
+                Choice { backend, decision }
             }
             Some(Tuned { backend: best, routes }) => {
-                rejected.extend(others.map(|id| Rejected { id: id.into(), reason: told_by(&routes, id) }));
                 let kernels = kernels_of(&*best, specs);
                 let chosen = best.info().id.to_string();
+                let others = std::iter::once(found.entry.id).chain(others).filter(|id| *id != chosen);
+                rejected.extend(others.map(|id| Rejected { id: id.into(), reason: told_by(&routes, id) }));
                 let measured = routes.iter().filter(|r| r.basis.record().is_some()).count();
                 let because = if measured == 0 { because } else { Reason::Measured { measured, of: routes.len() } };
-                tracing::info!(chosen, %because, "selected");
-                let decision = Decision { what, chosen, because, kernels, rejected, routes };
-                return Ok(Choice { backend: best, decision });
+                Choice { backend: best, decision: Decision { what, chosen, because, kernels, rejected, routes } }
             }
         };
-        tracing::info!(chosen = decision.chosen, because = %decision.because, "selected");
-        Ok(Choice { backend, decision })
+        tracing::info!(chosen = choice.decision.chosen, because = %choice.decision.because, "selected");
+        Ok(choice)
     }
 
     /// Whether `other` is measured against the backend that static order puts first. A place in `select.order` is the
     /// user's word and is not measured; neither are devices of another kind, whose memory is another.
     fn may_rival(&self, first: &Found, other: &Found) -> bool {
-        self.tuner.mode() != TuneMode::Off && self.place(first).is_none() && !first.is_gpu() && !other.is_gpu()
+        self.place(first).is_none() && !first.is_gpu() && !other.is_gpu()
     }
 
     /// All candidates, best first, before it is known what they can do.

@@ -185,7 +185,12 @@ struct RoutedStream {
 
 impl RoutedStream {
     fn route(&mut self, op: &Checked<'_>) -> usize {
-        let Op::MatMul { w, .. } = op.get() else { return self.backend.default };
+        let w = match op.get() {
+            Op::MatMul { w, .. } => *w,
+            // A table serves as a head too, and was packed for that.
+            Op::GatherRows { table, .. } => return self.made(table.tag()).next().unwrap_or(self.backend.default),
+            _ => return self.backend.default,
+        };
         if self.backend.plans.version.load(Ordering::Acquire) != self.version {
             (self.version, self.plans) = self.backend.plans.get();
         }
@@ -218,6 +223,7 @@ impl RoutedStream {
             self.backend.tuner.strike(&key, &name(failed), &error.to_string());
         }
         let others = match op.get() {
+            Op::GatherRows { table, .. } => self.made(table.tag()).collect(),
             Op::MatMul { w, .. } => {
                 let plan = self
                     .plans

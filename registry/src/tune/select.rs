@@ -105,21 +105,21 @@ impl Registry {
     }
 
     /// Chooses by measurement among host backends; `None` where there is nothing to choose.
-    pub(crate) fn tune(&self, eligible: &[(&Found, Arc<dyn QuantBackend>)], workload: &Workload<'_>) -> Option<Tuned> {
-        let mode = self.tuner().mode();
+    pub(crate) fn tune(
+        &self,
+        eligible: &[(&Found, Arc<dyn QuantBackend>)],
+        workload: &Workload<'_>,
+        effort: Effort,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Option<Tuned> {
         let contenders = self.contenders(eligible, workload.specs);
         let keys = self.keys(workload.specs);
         if contenders.len() < 2 || keys.is_empty() {
             return None;
         }
-        let effort = match mode {
-            TuneMode::Off => return None,
-            TuneMode::Cached => Effort::Missing,
-            TuneMode::OnMiss => Effort::Known,
-            TuneMode::Full => Effort::Again,
-        };
-        let resolved = self.tuner().resolve(&keys, &contenders, workload.weight_bytes, effort, |_| ());
-        Some(self.assemble(&resolved, contenders, mode == TuneMode::OnMiss))
+        let told = |done| progress(done, keys.len());
+        let resolved = self.tuner().resolve(&keys, &contenders, workload.weight_bytes, effort, told);
+        Some(self.assemble(&resolved, contenders, self.tuner().mode() == TuneMode::OnMiss))
     }
 
     fn assemble(&self, resolved: &[Resolved], contenders: Vec<Contender>, on_miss: bool) -> Tuned {
@@ -179,9 +179,14 @@ fn best_of(r: &Resolved, group: &[usize], contenders: &[Contender]) -> (usize, f
         return (r.chosen, 1.0);
     }
     let spec = r.key.spec();
+    // Who is as fast as can be told loses nothing, and nobody gains on the winner.
     let ratio = |c: usize| {
         let measured = record.of(&contenders[c].identity(&spec).ok()?)?;
-        if matches!(measured.fate, Fate::Barred { .. }) { None } else { measured.ratio }
+        match measured.fate {
+            Fate::Barred { .. } => None,
+            Fate::Won | Fate::Tied => Some(1.0),
+            Fate::Slower | Fate::FarBehind => measured.ratio.map(|ratio| ratio.max(1.0)),
+        }
     };
     group.iter().filter_map(|c| Some((*c, ratio(*c)?))).fold(first, |a, b| if b.1 < a.1 { b } else { a })
 }

@@ -1,8 +1,9 @@
 //! From keys to winners: what is known, what is measured now, what stays on static priority.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
@@ -29,6 +30,11 @@ pub struct Tuner {
     table: DashMap<String, Arc<Record>>,
     fingerprint: Fingerprint,
     cache: Option<Cache>,
+    seed: Option<Cache>,
+    /// Whether the disk was read.
+    loaded: Once,
+    /// Keys that were measured by this process.
+    fresh: DashMap<String, ()>,
 }
 
 /// How the choice for a key came about.
@@ -89,6 +95,18 @@ pub enum Effort {
     Again,
 }
 
+impl Effort {
+    /// What a mode asks for when a backend is selected; `None` for "off".
+    pub fn of(mode: TuneMode) -> Option<Self> {
+        match mode {
+            TuneMode::Off => None,
+            TuneMode::Cached => Some(Effort::Missing),
+            TuneMode::OnMiss => Some(Effort::Known),
+            TuneMode::Full => Some(Effort::Again),
+        }
+    }
+}
+
 impl Tuner {
     /// A tuner of this configuration for this machine, with what the disk remembers.
     pub fn new(config: &Tune, fingerprint: Fingerprint) -> Self {
@@ -108,18 +126,29 @@ impl Tuner {
         seed: Option<&Path>,
     ) -> Self {
         let cache = directory.map(|d| Cache::new(d, fingerprint.clone()));
-        let table = DashMap::new();
-        if config.mode != TuneMode::Off {
-            let seed = seed.map(|d| Cache::new(d, fingerprint.clone()));
+        Tuner {
+            mode: config.mode,
+            budget: Duration::from_millis(config.budget_ms),
+            spent: AtomicU64::new(0),
+            table: DashMap::new(),
+            seed: seed.map(|d| Cache::new(d, fingerprint.clone())),
+            fingerprint,
+            cache,
+            loaded: Once::new(),
+            fresh: DashMap::new(),
+        }
+    }
+
+    /// Reads the disk, once, when something is first asked: a program that tunes nothing does not pay for it.
+    fn load(&self) {
+        self.loaded.call_once(|| {
             // The user's own measurements come later and win.
-            for source in [&seed, &cache].into_iter().flatten() {
+            for source in [&self.seed, &self.cache].into_iter().flatten() {
                 for (key, record) in source.load() {
-                    table.insert(key, Arc::new(record));
+                    self.table.insert(key, Arc::new(record));
                 }
             }
-        }
-        let budget = Duration::from_millis(config.budget_ms);
-        Tuner { mode: config.mode, budget, spent: AtomicU64::new(0), table, fingerprint, cache }
+        });
     }
 
     /// The mode of the configuration.
@@ -144,11 +173,19 @@ impl Tuner {
 
     /// What is known of a key.
     pub fn known(&self, key: &Key) -> Option<Arc<Record>> {
+        self.load();
         self.table.get(&key.id()).map(|record| record.clone())
+    }
+
+    /// Everything that is known, by the names of the keys.
+    pub fn all_known(&self) -> BTreeMap<String, Record> {
+        self.load();
+        self.table.iter().map(|entry| (entry.key().clone(), Record::clone(entry.value()))).collect()
     }
 
     /// Forgets everything, on disk too.
     pub fn clear(&self) -> std::io::Result<()> {
+        self.loaded.call_once(|| ());
         self.table.clear();
         self.cache.as_ref().map_or(Ok(()), Cache::clear)
     }
@@ -168,6 +205,7 @@ impl Tuner {
     }
 
     fn remember(&self, changes: &[Change]) -> std::io::Result<()> {
+        self.load();
         for (key, record) in changes {
             match record {
                 Some(record) => self.table.insert(key.clone(), Arc::new(record.clone())),
@@ -196,7 +234,7 @@ impl Tuner {
         for (i, key) in keys.iter().enumerate() {
             let answer = match contenders {
                 [_] => Some((0, Basis::Alone)),
-                _ if effort == Effort::Again => None,
+                _ if effort == Effort::Again && !self.fresh.contains_key(&key.id()) => None,
                 _ => self.look_up(key, contenders),
             };
             match (answer, missing.iter_mut().find(|(class, _)| *class == key.weight)) {
@@ -226,6 +264,9 @@ impl Tuner {
         }
         if effort == Effort::Missing {
             self.spent.fetch_add(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+        }
+        for (key, _) in &changes {
+            self.fresh.insert(key.clone(), ());
         }
         if let Err(error) = self.remember(&changes) {
             tracing::warn!(%error, "measurements could not be kept on disk");

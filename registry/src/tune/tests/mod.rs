@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tersor_backend_cpu_avx2 as _;
 use tersor_core::{Activations, Epilogue, Format, HostContext, In, Op, OpSpec, Out, Output, QuantBackend};
 
 use super::cache::tests::machine;
@@ -175,6 +176,42 @@ fn a_winner_that_fails_is_struck_out_and_the_next_does_the_work() {
     // Rerouted: the broken one is not even asked.
     broken.store(false, Ordering::Relaxed);
     assert_eq!(run(Epilogue::Store).unwrap(), right);
+}
+
+/// An embedding that serves as the head too is packed by whoever wins the head's product, and rows are gathered from it.
+#[test]
+fn rows_are_gathered_from_a_table_by_whoever_packed_it() {
+    let entry = |id| tersor_core::entries().find(|e| e.id == id).unwrap();
+    let open = |id| (entry(id).open)(&HostContext::inline());
+    // Where AVX2 is missing there are no two backends to tell apart; TERSOR_REQUIRE says where that must not be.
+    let Ok(first) = open("cpu-avx2") else {
+        let required = std::env::var("TERSOR_REQUIRE").unwrap_or_default();
+        return assert!(!required.split(',').any(|isa| isa == "avx2"), "AVX2 is required and missing");
+    };
+    let all = vec![Contender::new(first), Contender::new(open("scalar").unwrap())];
+    let key = Key::of(&OpSpec::matmul(Format::BF16, 1, 64, 256), 1).unwrap();
+    let resolved = Resolved { key, chosen: 1, basis: Basis::Measured { record: Arc::new(won_by(&all, 1, key)) } };
+    let plan = plan(key.weight, &[resolved], &all).unwrap();
+    assert_eq!(plan.owner, 1);
+    let host = HostContext::inline();
+    let routed = Routed::new(all, Plans::new(vec![plan]), Arc::new(tuner(None)), false, &host).unwrap();
+    let table = routed.pack(&Subject::new(key.weight, 64).unwrap().weight).unwrap();
+    assert_eq!(table.tag().backend, "scalar");
+    let mut y = vec![0.0; 256];
+    let op = Op::GatherRows { table: &table, ids: In::Host(&[3]), y: Out::Host(&mut y) };
+    let ran = routed.open_stream().unwrap().submit(op.check().unwrap()).unwrap();
+    assert!(ran.kernel.contains("scalar") && y.iter().any(|v| *v != 0.0), "{ran:?}");
+}
+
+/// A record in which candidate `winner` won, and the others are half as fast.
+fn won_by(all: &[Contender], winner: usize, key: Key) -> Record {
+    let measured = all.iter().enumerate().map(|(c, contender)| {
+        let (fate, ratio) = if c == winner { (Fate::Won, 1.0) } else { (Fate::Slower, 2.0) };
+        let who = contender.identity(&key.spec()).unwrap();
+        Measured { who, median_ns: Some(ratio), ratio: Some(ratio), margin: Some(0.0), samples: 9, fate }
+    });
+    let measured: Vec<_> = measured.collect();
+    Record { winner: measured[winner].who.clone(), rows: 64, cold_bytes: 0, measured }
 }
 
 #[test]
