@@ -28,11 +28,17 @@ fn succeed(mut command: Command) {
 }
 
 fn make(to: &Path) -> PathBuf {
+    make_example("c-example", to);
+    to.join("i2s-c.toml")
+}
+
+fn make_example(name: &str, to: &Path) {
     let mut command = Command::new("sh");
     command.arg("-c").arg("umask 022; exec make -s -C \"$0\" OUT=\"$1\"");
-    command.arg(repository().join("plugins/c-example")).arg(to);
+    command.arg(repository().join("plugins").join(name)).arg(to);
+    // As from an author's shell: nothing of this workspace's build.
+    command.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     succeed(command);
-    to.join("i2s-c.toml")
 }
 
 /// The C example, gone wrong in one way.
@@ -124,6 +130,29 @@ fn the_c_example_conforms_is_listed_selected_and_explained() {
 }
 
 #[test]
+fn the_rust_example_is_built_as_its_author_would_and_conforms() {
+    let (dir, state) = (directory(), directory());
+    make_example("rust-example", dir.path());
+    let manifest = dir.path().join("bitplanes.toml");
+    let loaded = loader().load(&manifest).unwrap();
+    assert_eq!((loaded.about.name.as_str(), loaded.backends[0].id), ("bitplanes", "bitplanes"));
+    let conform = tersor(state.path(), dir.path(), &["conform", manifest.to_str().unwrap(), "--json"]);
+    let report = json(&conform);
+    assert!(conform.status.success() && report["conforms"] == true, "{report}");
+    let cases = report["runs"][0]["report"]["cases"].as_array().unwrap();
+    assert!(cases.iter().filter(|c| c["outcome"] == "passed").count() > 1000);
+}
+
+#[test]
+fn conform_fails_what_computes_wrong() {
+    let (dir, state) = (directory(), directory());
+    let manifest = hostile(dir.path(), "WRONG");
+    let conform = tersor(state.path(), dir.path(), &["conform", manifest.to_str().unwrap(), "--json"]);
+    assert_eq!(conform.status.code(), Some(1));
+    assert_eq!(json(&conform)["conforms"], false);
+}
+
+#[test]
 fn plugins_are_off_unless_the_configuration_turns_them_on() {
     let (dir, state) = (directory(), directory());
     make(dir.path());
@@ -204,7 +233,7 @@ fn files_that_are_not_what_their_manifest_says_are_never_opened() {
     let library = dir.path().join("libi2s_c.so");
     let text = std::fs::read_to_string(&manifest).unwrap();
     let platform = tersor::registry::plugins::platform();
-    let mut refuse = |from: &str, to: &str, stage, says: &str| {
+    let refuse = |from: &str, to: &str, stage, says: &str| {
         edit(&manifest, from, to);
         refusal(&mut loader(), &manifest, stage, says);
         std::fs::write(&manifest, &text).unwrap();

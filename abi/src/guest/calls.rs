@@ -3,7 +3,7 @@
 //! All are called by the host as the ABI says: handles are ours and alive, pointers are valid for the call.
 
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, OnceLock};
 
 use tersor_core::host::LogLevel;
 use tersor_core::{BackendEntry, DeviceInfo, DeviceKind, HostContext, Isa, Probe, Support};
@@ -96,7 +96,7 @@ pub(super) unsafe extern "C" fn open(
                 .with_isa(isa)
                 .with_log(move |level: LogLevel, message: &str| log.log(level, message));
             let backend = (entry(b).open)(&context)?;
-            *to = handle(Arc::new(Instance { backend, context, host, poisoned: Mutex::default() }));
+            *to = handle(Arc::new(Instance { backend, context, host, poisoned: OnceLock::new() }));
             Ok(())
         })
     }

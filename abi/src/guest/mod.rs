@@ -11,7 +11,7 @@ mod submit;
 
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use tersor_core::{BackendEntry, Error, HostContext, PackedWeight, QuantBackend, Stream};
 
@@ -145,15 +145,11 @@ struct Instance {
     backend: Arc<dyn QuantBackend>,
     context: HostContext,
     host: Arc<host::Host>,
-    /// The message of the first panic.
-    poisoned: Mutex<Option<String>>,
+    /// The message of the first panic; set once. Asked before every call, so it is not behind a lock.
+    poisoned: OnceLock<String>,
 }
 
 impl Instance {
-    fn poisoned(&self) -> Option<String> {
-        self.poisoned.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// Brings the host's wish to stop into the context that the backend asks.
     fn hear_cancellation(&self) {
         if self.host.is_cancelled() { self.context.cancel() } else { self.context.resume() }
@@ -197,7 +193,7 @@ unsafe fn guarded(
     err: *mut TersorError,
     call: impl FnOnce() -> Result<(), Refusal>,
 ) -> i32 {
-    let refusal = match instance.and_then(Instance::poisoned) {
+    let refusal = match instance.and_then(|instance| instance.poisoned.get()) {
         Some(message) => Refusal::Status(TERSOR_POISONED, format!("an earlier call panicked: {message}")),
         None => match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(())) => return TERSOR_OK,
@@ -206,7 +202,8 @@ unsafe fn guarded(
                 let message = panic_message(&*payload);
                 forget(payload);
                 if let Some(instance) = instance {
-                    *instance.poisoned.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
+                    // Of two panics at once, one is told.
+                    let _ = instance.poisoned.set(message.clone());
                 }
                 Refusal::Status(TERSOR_PANIC, message)
             }
