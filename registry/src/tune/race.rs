@@ -106,7 +106,11 @@ impl<'a> Race<'a> {
         if weight.scale_block.is_some_and(|b| !weight.k.is_multiple_of(b)) {
             return Err("groups of weights straddle rows".into());
         }
-        let out = probe(weight, keys, contenders).map_err(failed)?;
+        if clock.left().is_some_and(|left| left.is_zero()) {
+            return Err("the budget is spent".into());
+        }
+        let out = probe(weight, keys, contenders, clock).map_err(failed)?;
+        let Some(out) = out else { return Err("the budget ended while candidates were checked".into()) };
         let first = contenders.iter().zip(&out).find(|(_, out)| out.is_none()).map(|(c, _)| *c);
         let Some(first) = first else { return Err("no candidate passed the gate".into()) };
         let row_bytes = |rows: usize| {
@@ -259,8 +263,13 @@ fn too_dear(count: usize, bytes: u64, clock: Clock) -> String {
     format!("cold weights take {count} copies, {mib} MiB, which the {left} ms left of the budget do not pay for")
 }
 
-/// Compares each candidate with the oracle on a few rows, and says who is out.
-fn probe(weight: WeightClass, keys: &[Key], contenders: &[&Contender]) -> tersor_core::Result<Vec<Option<Fate>>> {
+/// Compares each candidate with the oracle on a few rows, and says who is out; `None` where time ran out.
+fn probe(
+    weight: WeightClass,
+    keys: &[Key],
+    contenders: &[&Contender],
+    clock: Clock,
+) -> tersor_core::Result<Option<Vec<Option<Fate>>>> {
     let rows = weight.n.min(PROBE_ROWS);
     let subject = Subject::new(weight, rows)?;
     let mut out: Vec<Option<Fate>> = vec![None; contenders.len()];
@@ -278,6 +287,9 @@ fn probe(weight: WeightClass, keys: &[Key], contenders: &[&Contender]) -> tersor
             }
         };
         for (i, key) in smallest.iter().enumerate() {
+            if clock.left().is_some_and(|left| left.is_zero()) {
+                return Ok(None);
+            }
             let mut operands = Operands::new(*key, rows);
             if let Err(reason) = operands.gate(&mut *stream, &packed, &subject) {
                 out[c] = barred(reason);
@@ -300,7 +312,7 @@ fn probe(weight: WeightClass, keys: &[Key], contenders: &[&Contender]) -> tersor
             out[c] = Some(Fate::FarBehind);
         }
     }
-    Ok(out)
+    Ok(Some(out))
 }
 
 /// Packs the copies. Candidates that make the same packing share them, and those that use a weight's own bytes share these.

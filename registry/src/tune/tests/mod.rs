@@ -225,3 +225,32 @@ fn what_is_wrong_with_the_caller_is_no_fault_of_the_winner() {
     let no = OpSpec::GatherRows { format: Format::I2S, rows: 1, cols: 128 };
     assert!(!routed.supports(&no).is_yes());
 }
+
+/// The limits are those of the issue; a cached start is four products known and read from disk.
+#[test]
+fn a_cached_start_takes_less_than_five_milliseconds_and_measuring_keeps_its_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = [contender("slow", Alter::Slower(1.4)), contender("fast", Alter::Nothing)];
+    let keys = [1, 5, 9, 17].map(|m| Key { rows: RowBucket::of(m), ..gemv() });
+    tuner(Some(dir.path())).resolve(&keys, &all, WARM, Effort::Unlimited, |_| ());
+    let start = || {
+        let begun = std::time::Instant::now();
+        let resolved = tuner(Some(dir.path())).resolve(&keys, &all, WARM, Effort::Known, |_| ());
+        assert!(resolved.iter().any(|r| matches!(r.basis, Basis::Cached { .. })), "{resolved:?}");
+        begun.elapsed()
+    };
+    // The best of ten: the machine may be busy with something else.
+    let best = (0..10).map(|_| start()).min().unwrap();
+    assert!(best.as_millis() < 5, "{best:?}");
+
+    let mut config = Config::default().tune;
+    (config.mode, config.budget_ms) = (TuneMode::Cached, 60);
+    let many: Vec<Key> = [64, 128, 256, 512].map(|m| Key { rows: RowBucket::of(m), ..gemv() }).into();
+    let spend = || {
+        let tuner = Tuner::with_directories(&config, machine("test"), None, None);
+        tuner.resolve(&many, &all, WARM, Effort::Missing, |_| ());
+        tuner.spent()
+    };
+    let least = (0..5).map(|_| spend()).min().unwrap();
+    assert!(least.as_millis() <= 66, "{least:?}");
+}
