@@ -69,10 +69,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Processor time over wall time and threads.
+    /// Processor time over wall time and threads; `None` for short samples too. Linux adds up the time of threads that run on
+    /// other processors at its own ticks, 1 to 10 ms apart: of a sample of 100 us, it knows one thread's part, or that of
+    /// the sample before.
     pub fn utilisation(&self, threads: usize) -> Option<f64> {
-        // Below this the clock's own steps show.
-        (self.wall > 1e-3).then_some(self.cpu? / self.wall / threads.max(1) as f64)
+        let long_enough = self.wall / self.samples.len().max(1) as f64 >= 0.02;
+        long_enough.then_some(self.cpu? / self.wall / threads.max(1) as f64)
     }
 }
 
@@ -240,6 +242,11 @@ mod tests {
     fn utilisation_needs_a_clock() {
         let o = Outcome { samples: vec![1.0], wall: 1.0, cpu: Some(1.5), ..Outcome::default() };
         assert_eq!(o.utilisation(2), Some(0.75));
-        assert_eq!(Outcome { cpu: None, ..o }.utilisation(2), None);
+        assert_eq!(Outcome { cpu: None, ..o.clone() }.utilisation(2), None);
+        assert_eq!(
+            Outcome { samples: vec![1e-3], wall: 1e-3, ..o }.utilisation(2),
+            None,
+            "shorter than the system's ticks"
+        );
     }
 }
