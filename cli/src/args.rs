@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use tersor::Format;
 use tersor::model::source::I2sLayout;
 
-use crate::{conform, plugins};
 use crate::{backends, bench, config, doctor, explain, inspect, quantize, run, tune, verify};
+use crate::{conform, plugins};
 
 /// Ternary (1.58-bit) models: convert, check, run
 ///
