@@ -93,14 +93,20 @@ impl Material {
         Values { shape, values }
     }
 
-    /// A weight of this shape in a format. The group forms get a scale for each group: the absmean of its values.
+    /// A weight of this shape in a format. In the group forms neighbouring groups have different scales: with equal ones the
+    /// weight would be single-scale, and the kernels for several scales a row would not be what is measured.
     ///
     /// # Errors
     /// [`Error::Core`] where the format cannot hold the shape or the scale.
     pub fn weight(&self, shape: Shape, format: Format) -> Result<Weight> {
         let ternary = self.tiled(shape);
-        if matches!(format, Format::I2SGroup(_)) {
-            return Ok(codec::quantize(Floats::F32(&ternary.values()), shape, format)?);
+        if let Format::I2SGroup(group) = format {
+            let mut values = ternary.values();
+            for (i, group) in values.chunks_mut(group.values()).enumerate() {
+                let factor = 1.0 + (i % 7) as f32 / 8.0;
+                group.iter_mut().for_each(|v| *v *= factor);
+            }
+            return Ok(codec::quantize(Floats::F32(&values), shape, format)?);
         }
         // A format that stores f16 scales gets one that it can store.
         let scale = codec::storable_scale(format, self.scale)?;
@@ -201,6 +207,18 @@ mod tests {
         let codes = m.tiled(shape).codes;
         for format in Format::TERNARY {
             assert_eq!(codec::decode(&m.weight(shape, format).unwrap()).unwrap().codes, codes, "{format}");
+        }
+    }
+
+    #[test]
+    fn group_forms_have_several_scales_and_the_others_one() {
+        let m = Material::of(&embedded::fable_26m().unwrap()).unwrap();
+        let shape = Shape::new(4, 512).unwrap();
+        for format in Format::GROUPED {
+            assert_eq!(m.weight(shape, format).unwrap().uniform_scale(), None, "{format}");
+        }
+        for format in Format::TERNARY {
+            assert!(m.weight(shape, format).unwrap().uniform_scale().is_some(), "{format}");
         }
     }
 
