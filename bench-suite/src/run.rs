@@ -258,6 +258,19 @@ fn linear_format(file: &ModelFile) -> String {
     known.map_or("i2_s", tersor_core::Format::id).to_owned()
 }
 
+/// A case with one thread that does not get its processor is a case that shares it. The median, because one may have bad luck.
+fn busy(figures: &[Figure]) -> Option<String> {
+    let shares = figures.iter().filter(|f| f.threads == 1 && f.time.is_some()).filter_map(|f| f.utilisation);
+    let share = crate::stats::Summary::of(&shares.collect::<Vec<_>>())?.median;
+    (share < 0.9).then(|| {
+        format!(
+            "THE MACHINE WAS BUSY: cases with one thread got {:.0} % of a processor (median); times are those of a shared \
+             machine, and figures of all threads are worth nothing",
+            100.0 * share
+        )
+    })
+}
+
 /// What a reader has to know before the tables.
 fn remarks(figures: &[Figure], options: &Options) -> Vec<String> {
     let mut notes = Vec::new();
@@ -287,6 +300,7 @@ fn remarks(figures: &[Figure], options: &Options) -> Vec<String> {
             options.iterations
         ));
     }
+    notes.extend(busy(figures));
     let below = figures.iter().filter(|f| f.ratio().is_some_and(|r| r < 0.95)).count();
     if below > 0 {
         notes.push(format!(
@@ -295,4 +309,21 @@ fn remarks(figures: &[Figure], options: &Options) -> Vec<String> {
         ));
     }
     notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::tests::example;
+
+    #[test]
+    fn a_busy_machine_is_told_and_an_idle_one_is_not() {
+        let mut figures = example().figures;
+        figures.iter_mut().for_each(|f| f.utilisation = Some(0.99));
+        assert_eq!(busy(&figures), None);
+        figures.iter_mut().for_each(|f| f.utilisation = Some(0.6));
+        assert!(busy(&figures).unwrap().contains("60 %"));
+        figures.iter_mut().for_each(|f| f.utilisation = None);
+        assert_eq!(busy(&figures), None, "what the system does not tell is not guessed");
+    }
 }
