@@ -103,6 +103,12 @@
 // Format `bf16`.
 #define TERSOR_DENSE_BF16 18
 
+// Format `q8_0`.
+#define TERSOR_Q8_0 19
+
+// Format `q6_k`.
+#define TERSOR_Q6_K 20
+
 // Element type binary32.
 #define TERSOR_F32 1
 

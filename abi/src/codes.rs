@@ -16,6 +16,8 @@ const FORMATS: [(Format, u32); Format::COUNT] = [
     (Format::F32, TERSOR_DENSE_F32),
     (Format::F16, TERSOR_DENSE_F16),
     (Format::BF16, TERSOR_DENSE_BF16),
+    (Format::Q8_0, TERSOR_Q8_0),
+    (Format::Q6K, TERSOR_Q6_K),
 ];
 
 const DTYPES: [(DType, u32); 7] = [

@@ -129,7 +129,7 @@ impl PackedWeight {
         self.shape
     }
 
-    /// Weights of a row that share a scale; `None` for a single-scale (or dense) weight.
+    /// Weights of a row that share a scale; `None` for a single-scale (or float) weight.
     pub fn scale_block(&self) -> Option<usize> {
         self.scale_block
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 
 /// Rows x columns of a weight matrix, row-major. As an operand of a matrix product, rows are outputs (N) and columns are
 /// the length of the sum (K).
@@ -95,6 +95,10 @@ pub enum Format {
     F16,
     /// bfloat16, little-endian.
     BF16,
+    /// ggml's `Q8_0`: blocks of 32 values in 34 bytes, an f16 scale and 32 int8.
+    Q8_0,
+    /// ggml's `Q6_K`: 256 values in 210 bytes, 6 bits each, an int8 scale for every 16 and an f16 one over those.
+    Q6K,
 }
 
 /// Lengths of an encoded tensor: bytes of codes (with what the layout stores among them) and separate f32 scales.
@@ -117,12 +121,20 @@ impl Format {
     pub const GROUPED: [Format; 3] =
         [Format::I2SGroup(GroupSize::G64), Format::I2SGroup(GroupSize::G128), Format::I2SGroup(GroupSize::G256)];
 
-    /// The dense formats of embeddings and heads.
+    /// The float formats of embeddings and heads.
     pub const DENSE: [Format; 3] = [Format::F32, Format::F16, Format::BF16];
+
+    /// The formats of embeddings and heads that store int8 or 6-bit codes with a scale for each block of them.
+    pub const BLOCK: [Format; 2] = [Format::Q8_0, Format::Q6K];
 
     /// Every format.
     pub fn all() -> impl Iterator<Item = Format> {
-        Self::TERNARY.into_iter().chain(Self::GROUPED).chain(Self::DENSE)
+        Self::TERNARY.into_iter().chain(Self::GROUPED).chain(Self::tables())
+    }
+
+    /// The formats of embeddings and heads: those that are not ternary.
+    pub fn tables() -> impl Iterator<Item = Format> {
+        Self::DENSE.into_iter().chain(Self::BLOCK)
     }
 
     /// The id that users, files and kernel names use.
@@ -139,11 +151,13 @@ impl Format {
             Format::F32 => "f32",
             Format::F16 => "f16",
             Format::BF16 => "bf16",
+            Format::Q8_0 => "q8_0",
+            Format::Q6K => "q6_k",
         }
     }
 
     /// Number of formats.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 13;
 
     /// Position in [`Format::all`], for tables.
     pub const fn index(self) -> usize {
@@ -159,12 +173,29 @@ impl Format {
             Format::F32 => 8,
             Format::F16 => 9,
             Format::BF16 => 10,
+            Format::Q8_0 => 11,
+            Format::Q6K => 12,
         }
     }
 
     /// Whether the weights are ternary.
     pub const fn is_ternary(self) -> bool {
-        !matches!(self, Format::F32 | Format::F16 | Format::BF16)
+        !self.is_float() && !self.is_block()
+    }
+
+    /// Whether the weights are plain floats.
+    pub const fn is_float(self) -> bool {
+        matches!(self, Format::F32 | Format::F16 | Format::BF16)
+    }
+
+    /// Whether the weights are integer codes with a scale for each block, and not ternary: `q8_0` and `q6_k`.
+    pub const fn is_block(self) -> bool {
+        matches!(self, Format::Q8_0 | Format::Q6K)
+    }
+
+    /// The activations that a product with such a weight takes: int8 with a scale for each row, but f32 for float weights.
+    pub const fn activations(self) -> DType {
+        if self.is_float() { DType::F32 } else { DType::I8 }
     }
 
     /// A row (for the group forms: nothing) must be a multiple of this many values.
@@ -172,7 +203,8 @@ impl Format {
         match self {
             Format::I2S => 128,
             Format::TL1 | Format::TL2 => 2,
-            Format::TQ1_0 | Format::TQ2_0 => 256,
+            Format::TQ1_0 | Format::TQ2_0 | Format::Q6K => 256,
+            Format::Q8_0 => 32,
             Format::I2SGroup(_) | Format::F32 | Format::F16 | Format::BF16 => 1,
         }
     }
@@ -182,6 +214,9 @@ impl Format {
         match self {
             Format::TQ1_0 | Format::TQ2_0 => Some(256),
             Format::I2SGroup(g) => Some(g.values()),
+            Format::Q8_0 => Some(32),
+            // Its scale is the product of the f16 and the int8 one, which f32 holds exactly.
+            Format::Q6K => Some(16),
             _ => None,
         }
     }
@@ -201,6 +236,8 @@ impl Format {
             Format::TQ2_0 => cols / 256 * 66,
             Format::F32 => cols * 4,
             Format::F16 | Format::BF16 => cols * 2,
+            Format::Q8_0 => cols / 32 * 34,
+            Format::Q6K => cols / 256 * 210,
         })
     }
 
@@ -208,7 +245,7 @@ impl Format {
     pub fn encoded_len(self, shape: Shape) -> Result<EncodedLen> {
         if !shape.cols().is_multiple_of(self.unit()) {
             let fits: Vec<_> = Format::all()
-                .filter(|f| f.is_ternary() && shape.cols().is_multiple_of(f.unit()))
+                .filter(|f| f.is_ternary() == self.is_ternary() && shape.cols().is_multiple_of(f.unit()))
                 .map(Format::id)
                 .collect();
             return Err(Error::Unit { format: self, unit: self.unit(), cols: shape.cols(), fits: fits.join(", ") });
@@ -262,6 +299,8 @@ mod tests {
         assert_eq!(len(Format::TQ1_0), EncodedLen { bytes: 2 * 10 * 54, scales: 0 });
         assert_eq!(len(Format::TQ2_0), EncodedLen { bytes: 2 * 10 * 66, scales: 0 });
         assert_eq!(len(Format::I2SGroup(GroupSize::G128)), EncodedLen { bytes: 1280, scales: 40 });
+        assert_eq!(len(Format::Q8_0), EncodedLen { bytes: 2 * 80 * 34, scales: 0 });
+        assert_eq!(len(Format::Q6K), EncodedLen { bytes: 2 * 10 * 210, scales: 0 });
     }
 
     #[test]
@@ -275,6 +314,8 @@ mod tests {
     fn a_row_that_does_not_fit_names_the_formats_that_would() {
         let e = Format::TQ2_0.encoded_len(Shape::new(4, 384).unwrap()).unwrap_err().to_string();
         assert!(e.contains("multiple of 256") && e.contains("i2_s, tl1, tl2"), "{e}");
+        let e = Format::Q6K.encoded_len(Shape::new(4, 384).unwrap()).unwrap_err().to_string();
+        assert!(e.contains("multiple of 256") && e.ends_with("f32, f16, bf16, q8_0"), "{e}");
     }
 
     #[test]

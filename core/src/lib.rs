@@ -2,7 +2,7 @@
 //!
 //! Ternary (1.58-bit) weights take the values `-1`, `0`, `+1` times a scale. This crate defines
 //!
-//! * [`Format`]: the byte layouts (`i2_s`, `tl1`, `tl2`, `tq1_0`, `tq2_0`, and the dense formats of heads and embeddings),
+//! * [`Format`]: the byte layouts (`i2_s`, `tl1`, `tl2`, `tq1_0`, `tq2_0`, and the formats of heads and embeddings),
 //!   with reference codecs in [`codec`];
 //! * [`Op`] and [`OpSpec`]: what can be computed, and the same thing as a question;
 //! * [`QuantBackend`] and [`Stream`]: the object-safe traits that a backend implements;
@@ -17,7 +17,7 @@
 //!
 //! # Exactness
 //!
-//! Ternary x int8 products accumulate in `i32` and are bit-identical everywhere. Float operations follow the one order of
+//! Integer x int8 products accumulate in `i32` and are bit-identical everywhere. Float operations follow the one order of
 //! [`reference`](mod@reference), so they are bit-identical on every backend that says so. Choosing another backend, or
 //! another number of threads, changes speed and never a number.
 //!

@@ -93,14 +93,14 @@ impl<'a> FloatOut<'a> {
 /// The activations of a matrix product, `m x k` row-major.
 #[derive(Debug, Clone, Copy)]
 pub enum Activations<'a> {
-    /// Int8 with one scale a row, as `QuantizeRows` makes them; for ternary weights.
+    /// Int8 with one scale a row, as `QuantizeRows` makes them; for ternary weights and those of `q8_0` and `q6_k`.
     Int8 {
         /// `m x k` codes.
         q: In<'a, i8>,
         /// `m` scales, by which results are divided.
         scales: In<'a, f32>,
     },
-    /// Real values, for dense weights.
+    /// Real values, for float weights.
     F32(In<'a, f32>),
 }
 
@@ -180,7 +180,7 @@ pub enum Op<'a> {
         /// Store or add.
         epilogue: Epilogue,
     },
-    /// Rows of a dense table, as f32.
+    /// Rows of a table that is not ternary, as f32.
     GatherRows {
         /// `entries x cols`, packed by the backend that gets this op.
         table: &'a PackedWeight,

@@ -178,7 +178,7 @@ impl Weight {
         Ok(Weight { format, shape, codes, scales })
     }
 
-    /// Dense weights in `format` (`f32`, `f16` or `bf16`) from its little-endian bytes.
+    /// Weights that are not ternary, in `format` (`f32`, `f16`, `bf16`, `q8_0` or `q6_k`), from its little-endian bytes.
     pub fn dense(format: Format, shape: Shape, bytes: impl Into<Bytes>) -> Result<Self> {
         Self::new(format, shape, bytes, Vec::new())
     }
@@ -218,14 +218,14 @@ impl Weight {
     }
 
     /// The multiplier of every scale block, whatever the format keeps them in; one element where one scale serves the
-    /// whole tensor, none for dense formats. Second: weights per block.
+    /// whole tensor, none for formats that are not ternary. Second: weights per block.
     pub fn block_scales(&self) -> (Vec<f32>, usize) {
         codec::scales_of(self)
     }
 
     /// The one scale of the whole tensor: stored as such, or equal bit for bit in all blocks that have a code other than
     /// zero. Such a weight is *single-scale*: a matrix product sums whole rows in i32 and multiplies once. `None` for
-    /// dense formats.
+    /// formats that are not ternary; products with `q8_0` and `q6_k` go by blocks whatever their scales.
     pub fn uniform_scale(&self) -> Option<f32> {
         if self.format.is_ternary() { codec::uniform_scale(self) } else { None }
     }

@@ -192,3 +192,78 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn q8_0_and_q6_k_bytes_of_the_gguf_package_read_to_the_same_bits_and_q8_0_is_written_so_too() {
+    let bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/gguf/blocks.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for (case, format) in [("q8_edges", Format::Q8_0), ("q8_gauss", Format::Q8_0), ("q6_random", Format::Q6K)] {
+        let name = format!("{case}.{format}");
+        let decoded = format!("{name}.f32");
+        let shape = file.tensor(&decoded).unwrap().shape().to_vec();
+        let shape = Shape::new(shape[0], shape[1]).unwrap();
+        let encoded = file.tensor(&name).unwrap().data().to_vec();
+        let weight = Weight::dense(format, shape, encoded.clone()).unwrap();
+        let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&codec::dequantize(&weight).unwrap()), bits(&f32s(&file, &decoded)), "{name}");
+        // Codes and scales apart are the same weights.
+        let block = format.scale_block().unwrap();
+        let (mut codes, mut scales) = (vec![0; shape.cols()], vec![0.0; shape.cols() / block]);
+        let expected = f32s(&file, &decoded);
+        for (row, expected) in
+            encoded.chunks(format.row_bytes(shape.cols()).unwrap()).zip(expected.chunks(shape.cols()))
+        {
+            codec::blocks::decode_row(format, row, &mut codes, &mut scales);
+            let apart: Vec<f32> = codes.iter().enumerate().map(|(i, c)| f32::from(*c) * scales[i / block]).collect();
+            assert_eq!(bits(&apart), bits(expected), "{name}");
+        }
+        if format == Format::Q8_0 {
+            let input = f32s(&file, &format!("{case}.f32"));
+            let quantized = codec::blocks::quantize(Floats::F32(&input), shape, format).unwrap();
+            assert_eq!(quantized.codes(), encoded, "{name}: quantizing the input");
+        }
+    }
+}
+
+#[test]
+fn q8_0_and_q6_k_hand_worked() {
+    // d = 0.5 (f16 0x3800); codes 1, -1, 127.
+    let mut bytes = repeated(&[(0x00, 1), (0x38, 1), (1, 1), (0xff, 1), (127, 1), (0, 29)]);
+    let read = |format, cols, bytes: &[u8]| {
+        codec::dequantize(&Weight::dense(format, Shape::new(1, cols).unwrap(), bytes.to_vec()).unwrap()).unwrap()
+    };
+    assert_eq!(read(Format::Q8_0, 32, &bytes)[..4], [0.5, -0.5, 63.5, 0.0]);
+    // q6_k: value 200 = 128 + 64 + 8 lies in half 1, quarter 2: the high nibble of ql[64 + 8], bits 5-4 of qh[32 + 8], and
+    // block 12 has its scale. Code 0b01_0101 = 21 - 32 = -11; scale -2 * 0.5.
+    bytes = vec![0; 210];
+    bytes[64 + 8] = 5 << 4;
+    bytes[128 + 32 + 8] = 1 << 4;
+    bytes[192 + 12] = 0xfe;
+    bytes[209] = 0x38;
+    let values = read(Format::Q6K, 256, &bytes);
+    assert_eq!((values[200], values[199], values[0]), (11.0, 32.0, 0.0));
+}
+
+#[test]
+fn block_formats_name_what_is_wrong_and_where() {
+    let shape = Shape::new(2, 256).unwrap();
+    for (format, at, step) in [(Format::Q8_0, 0, 34), (Format::Q6K, 208, 210)] {
+        let len = format.encoded_len(shape).unwrap().bytes;
+        let short = Weight::dense(format, shape, vec![0; len - 1]).unwrap_err();
+        assert!(matches!(short, Error::Length { need, got, .. } if (need, got) == (len, len - 1)), "{short}");
+        for bad in [0x7c00u16, 0xfc00, 0x7e01] {
+            let mut bytes = vec![0; len];
+            bytes[step + at..][..2].copy_from_slice(&bad.to_le_bytes());
+            let e = Weight::dense(format, shape, bytes).unwrap_err();
+            assert!(matches!(e, Error::NotFinite { what: "f16 scales", index: 1, .. }), "{e}");
+        }
+        let mut values = vec![1.0; 512];
+        values[300] = f32::NAN;
+        let e = codec::blocks::quantize(Floats::F32(&values), shape, format).unwrap_err();
+        assert!(matches!(e, Error::NotFinite { index: 300, .. }), "{e}");
+        let e = codec::quantize(Floats::F32(&values), shape, format).unwrap_err();
+        assert!(e.to_string().contains("ternary format"), "{e}");
+    }
+    let e = codec::blocks::quantize(Floats::F32(&[0.0; 512]), shape, Format::I2S).unwrap_err();
+    assert!(e.to_string().contains("q8_0, q6_k"), "{e}");
+}

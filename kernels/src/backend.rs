@@ -115,6 +115,11 @@ impl<S: Simd> QuantBackend for CpuBackend<S> {
         if let Err(e) = spec.check() {
             return Support::no(e.to_string());
         }
+        if let OpSpec::MatMul { format, .. } | OpSpec::GatherRows { format, .. } = spec
+            && format.is_block()
+        {
+            return Support::no(format!("{} has no {format} kernels", self.kernels.backend));
+        }
         if let OpSpec::MatMul { scale_block: Some(block), k, .. } = spec
             && !k.is_multiple_of(*block)
         {

@@ -68,6 +68,10 @@ pub const TERSOR_DENSE_F32: u32 = 16;
 pub const TERSOR_DENSE_F16: u32 = 17;
 /// Format `bf16`.
 pub const TERSOR_DENSE_BF16: u32 = 18;
+/// Format `q8_0`.
+pub const TERSOR_Q8_0: u32 = 19;
+/// Format `q6_k`.
+pub const TERSOR_Q6_K: u32 = 20;
 
 /// Element type binary32.
 pub const TERSOR_F32: u32 = 1;

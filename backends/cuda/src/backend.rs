@@ -81,6 +81,11 @@ impl CudaBackend {
 /// Why an op cannot be run; `None` if it can. Asked by `supports` and by `submit`.
 pub(crate) fn refusal(device: &Device, spec: &OpSpec) -> Option<String> {
     match spec {
+        OpSpec::Dequantize { format, .. } | OpSpec::MatMul { format, .. } | OpSpec::GatherRows { format, .. }
+            if format.is_block() =>
+        {
+            Some(format!("it has no {format} kernels"))
+        }
         OpSpec::Quantize { from: t, format, shape } | OpSpec::Dequantize { to: t, format, shape } => {
             if !format.is_ternary() && spec.kind() == OpKind::Quantize {
                 return Some(format!("{format} is not a ternary format"));

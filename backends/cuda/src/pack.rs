@@ -62,6 +62,10 @@ fn element(format: Format) -> usize {
 /// Bytes that [`pack`] occupies.
 pub(crate) fn packed_size(format: Format, shape: Shape) -> Result<usize> {
     format.encoded_len(shape)?;
+    if format.is_block() {
+        let reason = format!("it has no {format} kernels");
+        return Err(Error::Unsupported { backend: ID.into(), op: format!("pack {format} {shape}"), reason });
+    }
     Ok(if format.is_ternary() {
         let scales = format.scale_block().map_or(1, |block| shape.len().div_ceil(block));
         shape.rows() * shape.cols().div_ceil(TILE) * TILE_BYTES + 4 * scales
@@ -87,9 +91,9 @@ pub(crate) fn pack(device: &Arc<Device>, w: &Weight) -> Result<PackedWeight> {
     let (shape, format) = (w.shape(), w.format());
     let (rows, cols) = (count("rows", shape.rows())?, count("columns", shape.cols())?);
     let tag = |packing| PackTag { backend: ID.into(), packing };
+    let size = packed_size(format, shape)?;
     if !format.is_ternary() {
         let stride = count("columns", shape.cols().next_multiple_of(DENSE_UNIT))?;
-        let size = packed_size(format, shape)?;
         let data = if stride == cols {
             device.take_with(w.codes())?
         } else {

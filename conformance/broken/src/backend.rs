@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tersor_core::{
     BackendInfo, Checked, DType, DeviceInfo, DeviceKind, Error, Format, Op, OpKind, OpSpec, PackTag, PackedWeight,
-    QuantBackend, Ran, RawBuffer, Result, Shape, Stream, Support, Weight, codec, intern,
+    QuantBackend, Ran, RawBuffer, Result, Shape, Stream, Support, Ternary, Weight, codec, intern,
 };
 
 use crate::fault::Fault;
@@ -61,14 +61,29 @@ fn possible(spec: &OpSpec) -> Result<(), String> {
             if scale_block.is_some_and(|b| !k.is_multiple_of(b) && *output == DType::F32) {
                 return Err("groups straddle rows".into());
             }
-            match (format.is_ternary(), activations, output) {
-                (true, DType::I8, DType::F32 | DType::I32) | (false, DType::F32, DType::F32) => Ok(()),
+            if format.is_block() && *scale_block != format.scale_block() {
+                return Err(format!("{format} has its own blocks"));
+            }
+            match (format.is_float(), activations, output) {
+                (false, DType::I8, DType::F32) | (true, DType::F32, DType::F32) => Ok(()),
+                (false, DType::I8, DType::I32) if format.is_ternary() => Ok(()),
                 _ => Err(format!("no product of {format} and {activations:?} is stored as {output:?}")),
             }
         }
-        OpSpec::GatherRows { format, .. } if format.is_ternary() => Err(format!("{format} is not dense")),
+        OpSpec::GatherRows { format, .. } if format.is_ternary() => Err(format!("{format} is ternary")),
+        OpSpec::GatherRows { format, cols, .. } => holds(format, Shape::new(1, *cols).map_err(|e| e.to_string())?),
         _ => Ok(()),
     }
+}
+
+/// A block format as codes and scales, which is what a ternary weight is, too.
+fn integers(w: &Weight) -> Ternary {
+    let (shape, block) = (w.shape(), w.format().scale_block().unwrap_or(w.shape().len()));
+    let (mut codes, mut scales) = (vec![0; shape.len()], vec![0.0; shape.len() / block]);
+    let rows = w.codes().chunks_exact(codec::rows_of(w.format(), shape).bytes);
+    let out = codes.chunks_exact_mut(shape.cols()).zip(scales.chunks_exact_mut(shape.cols() / block));
+    rows.zip(out).for_each(|(row, (codes, scales))| codec::blocks::decode_row(w.format(), row, codes, scales));
+    Ternary { shape, codes, block, scales }
 }
 
 impl Backend {
@@ -99,7 +114,7 @@ impl QuantBackend for Backend {
     fn packed_size(&self, format: Format, shape: Shape) -> Result<usize> {
         format.encoded_len(shape)?;
         let scales = format.scale_block().map_or(1, |block| shape.len().div_ceil(block));
-        let size = if format.is_ternary() { shape.len() + 4 * scales } else { 4 * shape.len() };
+        let size = if format.is_float() { 4 * shape.len() } else { shape.len() + 4 * scales };
         Ok(if self.faults.has(Fault::PackedSizeTooSmall) { size - 1 } else { size })
     }
 
@@ -116,6 +131,8 @@ impl QuantBackend for Backend {
                 !self.faults.has(Fault::ZeroBlocksCount) || ternary.scales.iter().all(|b| b.to_bits() == s.to_bits())
             });
             Packed::Ternary { ternary, uniform }
+        } else if weight.format().is_block() {
+            Packed::Ternary { ternary: integers(weight), uniform: None }
         } else {
             Packed::Dense(codec::dequantize(weight)?)
         };

@@ -23,10 +23,16 @@ pub(crate) fn run(faults: Faults, op: Op<'_>) -> Result<()> {
         }
         Op::GatherRows { table, ids, y } => {
             let (cols, y) = (table.shape().cols(), y.host("y", ID)?);
-            if let Packed::Dense(values) = table.data::<Packed>(ID)? {
-                for (y, id) in y.chunks_mut(cols).zip(ids.host("ids", ID)?) {
-                    y.copy_from_slice(&values[*id as usize * cols..][..cols]);
+            let decoded;
+            let values = match table.data::<Packed>(ID)? {
+                Packed::Dense(values) => values,
+                Packed::Ternary { ternary, .. } => {
+                    decoded = ternary.values();
+                    &decoded
                 }
+            };
+            for (y, id) in y.chunks_mut(cols).zip(ids.host("ids", ID)?) {
+                y.copy_from_slice(&values[*id as usize * cols..][..cols]);
             }
             Ok(())
         }

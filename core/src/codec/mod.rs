@@ -7,6 +7,7 @@
 //! Backends have faster ones, which must produce the same bytes.
 
 pub mod absmean;
+pub mod blocks;
 mod i2_s;
 mod tl;
 mod tq;
@@ -47,7 +48,7 @@ pub fn encode_row(format: Format, codes: &[i8], scales: &[f32], out: &mut [u8]) 
         Format::TL2 => tl::encode_tl2(codes, out),
         Format::TQ1_0 => tq::encode_tq1(codes, scales, out),
         Format::TQ2_0 => tq::encode_tq2(codes, scales, out),
-        Format::F32 | Format::F16 | Format::BF16 => {}
+        Format::F32 | Format::F16 | Format::BF16 | Format::Q8_0 | Format::Q6K => {}
     }
 }
 
@@ -60,7 +61,7 @@ pub fn decode_row(format: Format, row: &[u8], out: &mut [i8]) {
         Format::TL2 => tl::decode_tl2(row, out),
         Format::TQ1_0 => tq::decode_tq1(row, out),
         Format::TQ2_0 => tq::decode_tq2(row, out),
-        Format::F32 | Format::F16 | Format::BF16 => {}
+        Format::F32 | Format::F16 | Format::BF16 | Format::Q8_0 | Format::Q6K => {}
     }
 }
 
@@ -111,6 +112,8 @@ pub fn validate(format: Format, shape: Shape, codes: &[u8], scales: &[f32]) -> R
         if let Some((index, value)) = stored.0.iter().copied().enumerate().find(|(_, s)| !s.is_finite()) {
             return Err(Error::NotFinite { what: "scales", index, value });
         }
+    } else if let Some((index, value)) = blocks::find_invalid_scale(format, codes) {
+        return Err(Error::NotFinite { what: "f16 scales", index, value });
     }
     Ok(())
 }
@@ -133,7 +136,8 @@ fn stored_scales(format: Format, shape: Shape, codes: &[u8], scales: &[f32]) -> 
         Format::I2SGroup(g) => (scales.to_vec(), g.values()),
         Format::TQ1_0 => (tq::scales(codes, tq::TQ1_BYTES), 256),
         Format::TQ2_0 => (tq::scales(codes, tq::TQ2_BYTES), 256),
-        Format::F32 | Format::F16 | Format::BF16 => (Vec::new(), shape.len()),
+        // Those of q8_0 and q6_k are read row by row, with their codes.
+        Format::F32 | Format::F16 | Format::BF16 | Format::Q8_0 | Format::Q6K => (Vec::new(), shape.len()),
     }
 }
 
@@ -366,7 +370,8 @@ pub fn dequantize_into(w: &Weight, mut y: FloatsMut<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Reads the first `out.len()` values of dense little-endian bytes as f32, which is exact.
+/// Reads the first `out.len()` values of a row that is not ternary as f32: exactly for floats and `q8_0`, rounded once for
+/// `q6_k` (`docs/formats.md`).
 #[inline(always)]
 pub fn dense_row(format: Format, bytes: &[u8], out: &mut [f32]) {
     match format {
@@ -381,6 +386,8 @@ pub fn dense_row(format: Format, bytes: &[u8], out: &mut [f32]) {
             .iter_mut()
             .zip(bytes.chunks_exact(2))
             .for_each(|(o, b)| *o = f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)),
+        Format::Q8_0 => blocks::dequantize_q8_0(bytes, out),
+        Format::Q6K => blocks::dequantize_q6_k(bytes, out),
         _ => out.fill(f32::NAN),
     }
 }

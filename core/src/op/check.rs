@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::spec::check_activations;
 use super::{Activations, Epilogue, Op, OpKind, OpSpec, Output};
 use crate::{DType, Error, Format, In, Out, PackedWeight, Result, codec};
 
@@ -88,7 +89,7 @@ impl Op<'_> {
                     return Err(Error::UnknownName {
                         kind: "table format",
                         given: table.format().id().into(),
-                        valid: Format::DENSE.map(Format::id).join(", "),
+                        valid: Format::tables().map(Format::id).collect::<Vec<_>>().join(", "),
                     });
                 }
                 let rows = rows_of("gathered rows", y.len(), cols)?;
@@ -250,16 +251,13 @@ fn matmul_spec(w: &PackedWeight, x: &Activations<'_>, y: &Output<'_>, epilogue: 
         }
         Activations::F32(x) => (DType::F32, rows_of("activations", x.len(), k)?, x.is_host()),
     };
-    if ternary != (activations == DType::I8) {
-        let needed = if ternary { "int8, because the weight is ternary" } else { "f32, because the weight is dense" };
-        return Err(Error::Type { what: "activations", got: activations, need: needed });
-    }
+    check_activations(w.format(), activations)?;
     let (output, len, y_host) = match y {
         Output::F32(y) => (DType::F32, y.len(), y.is_host()),
         Output::I32(y) => (DType::I32, y.len(), y.is_host()),
     };
     if output == DType::I32 && !ternary {
-        return Err(Error::Type { what: "y", got: output, need: "f32, because the weight is dense" });
+        return Err(Error::Type { what: "y", got: output, need: "f32, because the weight is not ternary" });
     }
     need("y", len, m.saturating_mul(n), &format_args!("M={m} x N={n}"))?;
     same_memory(OpKind::MatMul, &[("activations", x_host), ("y", y_host)])?;

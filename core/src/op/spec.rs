@@ -93,7 +93,8 @@ pub enum OpSpec {
     },
     MatMul {
         format: Format,
-        /// Weights of a row that share a scale; `None` for a single-scale weight, see [`crate::Weight::uniform_scale`].
+        /// Weights of a row that share a scale; `None` for a single-scale weight, see [`crate::Weight::uniform_scale`],
+        /// and for floats.
         scale_block: Option<usize>,
         activations: DType,
         output: DType,
@@ -147,12 +148,12 @@ pub enum OpSpec {
 }
 
 impl OpSpec {
-    /// The usual product of a model: single-scale ternary weights with int8 activations, or dense ones with f32, stored as
-    /// f32.
+    /// The usual product of a model: single-scale ternary weights or block formats with int8 activations, or floats with
+    /// f32, stored as f32.
     pub fn matmul(format: Format, m: usize, n: usize, k: usize) -> Self {
-        let activations = if format.is_ternary() { DType::I8 } else { DType::F32 };
-        let (output, epilogue) = (DType::F32, Epilogue::Store);
-        OpSpec::MatMul { format, scale_block: None, activations, output, m, n, k, epilogue }
+        let scale_block = if format.is_block() { format.scale_block() } else { None };
+        let (activations, output, epilogue) = (format.activations(), DType::F32, Epilogue::Store);
+        OpSpec::MatMul { format, scale_block, activations, output, m, n, k, epilogue }
     }
 
     /// Whether an op of this spec can be: shapes that the formats hold, dimensions that are not zero, types that go together.
@@ -183,30 +184,28 @@ impl OpSpec {
             OpSpec::MatMul { format, scale_block, activations, output, m, n, k, epilogue: _ } => {
                 positive("M", m)?;
                 format.encoded_len(Shape::new(n, k)?)?;
-                let (act, need) = if format.is_ternary() {
-                    (DType::I8, "int8, because the weight is ternary")
-                } else {
-                    (DType::F32, "f32, because the weight is dense")
-                };
-                if activations != act {
-                    return Err(Error::Type { what: "activations", got: activations, need });
-                }
+                check_activations(format, activations)?;
                 if output != DType::F32 && !(output == DType::I32 && format.is_ternary()) {
                     let need = "f32, or i32 where the weight is ternary";
                     return Err(Error::Type { what: "y", got: output, need });
                 }
-                if scale_block.is_some() && scale_block != format.scale_block() {
+                if (scale_block.is_some() || format.is_block()) && scale_block != format.scale_block() {
                     let value = format!("{scale_block:?}");
-                    return Err(Error::Parameter { what: "scale_block", value, need: "that of the format, or none" });
+                    return Err(Error::Parameter {
+                        what: "scale_block",
+                        value,
+                        need: "that of the format; or none, for one scale",
+                    });
                 }
                 Ok(())
             }
             OpSpec::GatherRows { format, rows, cols } => {
                 if format.is_ternary() {
-                    return Err(unfit("table format", format, Format::DENSE.into_iter()));
+                    return Err(unfit("table format", format, Format::tables()));
                 }
                 positive("rows", rows)?;
-                positive("columns", cols)
+                positive("columns", cols)?;
+                format.encoded_len(Shape::new(1, cols)?).map(drop)
             }
             OpSpec::QuantizeRows { rows, cols }
             | OpSpec::RmsNorm { rows, cols }
@@ -281,6 +280,17 @@ impl fmt::Display for OpSpec {
             other => write!(f, "{other:?}"),
         }
     }
+}
+
+/// Whether a product with `format` takes such activations.
+pub(super) fn check_activations(format: Format, got: DType) -> Result<()> {
+    let need = match format {
+        _ if got == format.activations() => return Ok(()),
+        f if f.is_ternary() => "int8, because the weight is ternary",
+        f if f.is_block() => "int8, because the weight's codes are integers: quantize the rows first",
+        _ => "f32, because the weight is float",
+    };
+    Err(Error::Type { what: "activations", got, need })
 }
 
 fn unfit(kind: &'static str, given: Format, valid: impl Iterator<Item = Format>) -> Error {

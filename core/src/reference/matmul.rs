@@ -8,8 +8,10 @@ pub fn scaled(acc: i32, w_scale: f32, x_scale: f32) -> f32 {
     acc as f32 * w_scale / x_scale
 }
 
-/// The result of a row with several scales: block b contributes `f32(acc_b) * scale_b` to lane `b mod 64`; the lanes are
-/// folded and divided by the activation scale. Weights whose scales are all equal bit for bit are single-scale instead.
+/// The result of a row with several scales, and of every row of `q8_0` (blocks of 32) and `q6_k` (blocks of 16, whose
+/// scale is `f32(d) * f32(sc)`, exact): block b contributes `f32(acc_b) * scale_b` to lane `b mod 64`; the lanes are
+/// folded and divided by the activation scale. Ternary weights whose scales are all equal bit for bit are single-scale
+/// instead.
 #[inline(always)]
 pub fn scaled_blocks(blocks: impl Iterator<Item = (i32, f32)>, x_scale: f32) -> f32 {
     let mut sums = [0.0; LANES];
@@ -25,7 +27,7 @@ pub fn dense(w: &[f32], x: &[f32]) -> f32 {
     lanes::dot(w, x)
 }
 
-/// Ternary codes times int8 activations, exact.
+/// Integer codes times int8 activations, exact up to 65,536 of them.
 #[inline(always)]
 pub fn ternary(codes: &[i8], x: &[i8]) -> i32 {
     codes.iter().zip(x).map(|(&t, &x)| i32::from(t) * i32::from(x)).sum()

@@ -12,7 +12,7 @@ pub(crate) fn product(role: Role, format: Format, scale_block: Option<usize>, sh
     OpSpec::MatMul {
         format,
         scale_block,
-        activations: if format.is_ternary() { DType::I8 } else { DType::F32 },
+        activations: format.activations(),
         output: DType::F32,
         m: rows,
         n: shape.rows(),

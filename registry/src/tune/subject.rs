@@ -2,8 +2,8 @@
 
 use tersor_core::reference::matmul::{dense, scaled, scaled_blocks, ternary};
 use tersor_core::{
-    Activations, Bytes, DType, Epilogue, Format, In, Op, Out, Output, PackedWeight, Result, Shape, Stream, Ternary,
-    Weight, bf16, codec, f16,
+    Activations, Bytes, DType, Epilogue, Floats, Format, In, Op, Out, Output, PackedWeight, Result, Shape, Stream,
+    Ternary, Weight, bf16, codec, f16,
 };
 
 use super::key::{Key, WeightClass};
@@ -50,7 +50,11 @@ impl Noise {
 impl Subject {
     /// A weight of this class with `rows` rows.
     pub(super) fn new(class: WeightClass, rows: usize) -> Result<Self> {
-        if class.format.is_ternary() { Self::ternary(class, rows) } else { Self::dense(class, rows) }
+        match class.format {
+            f if f.is_ternary() => Self::ternary(class, rows),
+            f if f.is_block() => Self::blocks(class, rows),
+            _ => Self::dense(class, rows),
+        }
     }
 
     fn ternary(class: WeightClass, rows: usize) -> Result<Self> {
@@ -69,6 +73,22 @@ impl Subject {
         let encoded = codec::encode(&values, format)?;
         let weight = if band == rows { encoded } else { repeat(&encoded, rows)? };
         Ok(Subject { weight, band, codes: values.codes, scales: values.scales, scale_block: block, floats: Vec::new() })
+    }
+
+    fn blocks(class: WeightClass, rows: usize) -> Result<Self> {
+        let WeightClass { format, k, .. } = class;
+        let band = rows.min(BAND);
+        let (shape, block) = (Shape::new(band, k)?, format.scale_block().unwrap_or(k));
+        let mut noise = Noise(k as u64);
+        let values: Vec<f32> = (0..shape.len()).map(|_| noise.float()).collect();
+        let encoded = codec::blocks::quantize(Floats::F32(&values), shape, format)?;
+        let (mut codes, mut scales) = (vec![0; shape.len()], vec![0.0; shape.len() / block]);
+        let all = codes.chunks_exact_mut(k).zip(scales.chunks_exact_mut(k / block));
+        for (row, (codes, scales)) in encoded.codes().chunks_exact(codec::rows_of(format, shape).bytes).zip(all) {
+            codec::blocks::decode_row(format, row, codes, scales);
+        }
+        let weight = if band == rows { encoded } else { repeat(&encoded, rows)? };
+        Ok(Subject { weight, band, codes, scales, scale_block: block, floats: Vec::new() })
     }
 
     fn dense(class: WeightClass, rows: usize) -> Result<Self> {
@@ -230,9 +250,10 @@ mod tests {
         let scalar = tersor_core::entries().find(|e| e.id == "scalar").unwrap();
         let backend = (scalar.open)(&HostContext::inline()).unwrap();
         let mut stream = backend.open_stream().unwrap();
-        for format in Format::all() {
+        let supported = |f: &Format| backend.supports(&OpSpec::matmul(*f, 1, 5, 512)).is_yes();
+        for format in Format::all().filter(supported) {
             for (rows, blocks) in [(5, false), (200, false), (5, true), (130, true)] {
-                let scale_block = format.scale_block().filter(|_| blocks);
+                let scale_block = format.scale_block().filter(|_| blocks || format.is_block());
                 for m in [1, 5] {
                     let OpSpec::MatMul { activations, output, .. } = OpSpec::matmul(format, m, rows, 512) else {
                         unreachable!()
