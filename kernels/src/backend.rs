@@ -7,54 +7,41 @@ use tersor_core::{
     QuantBackend, Ran, RawBuffer, Result, Shape, Stream, Support, Weight, intern,
 };
 
+use crate::arch::panels::{PanelTile, ScaledTile};
+use crate::arena::Arena;
 use crate::isa::Simd;
 use crate::ops::{self, Scratch};
-use crate::pack;
-
-/// A block of weight rows and of activation rows whose products a kernel computes.
-#[derive(Debug, Clone, Copy)]
-pub struct Tile<'a> {
-    /// 2-bit codes of `rows` rows in blocks, see [`crate::pack`].
-    pub w: &'a [u8],
-    /// Bytes from one weight row to the next: 32 for each block of 128 weights.
-    pub row_bytes: usize,
-    /// Weight rows; at most [`Tile::MAX_ROWS`].
-    pub rows: usize,
-    /// `m` rows of int8 activations.
-    pub x: &'a [i8],
-    /// Elements from one activation row to the next, which is also their length: `4 * row_bytes`.
-    pub stride: usize,
-    /// Activation rows; at most [`Tile::MAX_M`].
-    pub m: usize,
-}
-
-impl Tile<'_> {
-    /// The most weight rows of a tile.
-    pub const MAX_ROWS: usize = 16;
-    /// The most activation rows of a tile.
-    pub const MAX_M: usize = 64;
-}
+use crate::pack::panels::Layout;
+use crate::pack::{self, Packer};
 
 /// What a CPU backend brings: a token and the products that it overrides.
 #[derive(Debug, Clone, Copy)]
-pub struct Kernels<S> {
+pub struct Kernels<S: 'static> {
     /// Id of the backend.
     pub backend: &'static str,
     /// The token that bodies run through.
     pub isa: S,
-    /// Writes `sum(code * x)` over each pair of rows to `out[row * m + column]`, with codes 0, 1, 2 as stored, exactly.
-    pub dots: fn(S, Tile<'_>, &mut [i32]),
-    /// Weight rows x activation rows that `dots` keeps in registers for one row of activations, for kernel names.
-    pub gemv_tile: &'static str,
-    /// The same for more rows.
-    pub gemm_tile: &'static str,
+    /// Products of panels, preferred first; none: the portable products of blocks.
+    pub panels: &'static [PanelKernels<S>],
+}
+
+/// Products of one packing in panels.
+#[derive(Debug)]
+pub struct PanelKernels<S> {
+    /// The packing.
+    pub layout: Layout,
+    /// Raw sums of a tile, exactly.
+    pub sums: fn(S, PanelTile<'_>, &mut [i32]),
+    /// Sums of rows with several scales; `None` where blocks of scales are not whole steps.
+    pub scaled: Option<fn(S, ScaledTile<'_>, &mut [f32])>,
+    /// Rows x columns of the tile for one row of activations, and for more, for kernel names.
+    pub tiles: [&'static str; 2],
 }
 
 impl<S: Simd> Kernels<S> {
     /// The shared bodies alone.
     pub fn shared(backend: &'static str, isa: S) -> Self {
-        let dots = |isa: S, tile: Tile<'_>, out: &mut [i32]| isa.run(ops::matmul::Dots { tile, out });
-        Kernels { backend, isa, dots, gemv_tile: "1x1", gemm_tile: "1x1" }
+        Kernels { backend, isa, panels: &[] }
     }
 }
 
@@ -62,6 +49,8 @@ impl<S: Simd> Kernels<S> {
 #[derive(Debug)]
 pub struct CpuBackend<S: Simd> {
     kernels: Kernels<S>,
+    layouts: Vec<Layout>,
+    arena: Arena,
     host: HostContext,
     info: BackendInfo,
     names: Arc<Names>,
@@ -78,7 +67,15 @@ impl<S: Simd> CpuBackend<S> {
     ) -> Self {
         let info =
             BackendInfo { id: kernels.backend.into(), version: version.into(), kernel_revision, device, isa: S::ISA };
-        CpuBackend { kernels, host: host.clone(), info, names: Arc::new(Names::new(&kernels)) }
+        let layouts = kernels.panels.iter().map(|p| p.layout).collect();
+        CpuBackend {
+            kernels,
+            layouts,
+            arena: Arena::default(),
+            host: host.clone(),
+            info,
+            names: Arc::new(Names::new(&kernels)),
+        }
     }
 }
 
@@ -132,12 +129,19 @@ impl<S: Simd> QuantBackend for CpuBackend<S> {
     }
 
     fn packed_size(&self, format: Format, shape: Shape) -> Result<usize> {
-        pack::packed_size(format, shape)
+        pack::packed_size(&self.layouts, format, shape)
     }
 
     fn pack(&self, weight: &Weight) -> Result<PackedWeight> {
         let _span = tracing::debug_span!("pack", format = %weight.format(), shape = %weight.shape()).entered();
-        pack::pack(self.kernels.backend, self.kernels.isa, self.host.executor(), weight)
+        let packer = Packer {
+            backend: self.kernels.backend,
+            isa: self.kernels.isa,
+            layouts: &self.layouts,
+            executor: self.host.executor(),
+            arena: &self.arena,
+        };
+        packer.pack(weight)
     }
 
     fn alloc(&self, bytes: usize) -> Result<RawBuffer> {
@@ -191,8 +195,8 @@ struct Names {
     quantize: [[&'static str; 3]; Format::COUNT],
     dequantize: [[&'static str; 3]; Format::COUNT],
     gather: [&'static str; Format::COUNT],
-    /// One row, more rows, and the same with several scales a row.
-    matmul: [[&'static str; 4]; Format::COUNT],
+    /// One row, more rows; the same with several scales a row; the same for their sums alone.
+    matmul: [[&'static str; 6]; Format::COUNT],
 }
 
 const FLOATS: [&str; 3] = ["f32", "f16", "bf16"];
@@ -205,17 +209,27 @@ impl Names {
             quantize: [[""; 3]; Format::COUNT],
             dequantize: [[""; 3]; Format::COUNT],
             gather: [""; Format::COUNT],
-            matmul: [[""; 4]; Format::COUNT],
+            matmul: [[""; 6]; Format::COUNT],
         };
         for f in Format::all() {
             let i = f.index();
             names.quantize[i] = FLOATS.map(|t| intern(format!("quantize.{f}-{t}.{isa}")));
             names.dequantize[i] = FLOATS.map(|t| intern(format!("dequantize.{f}-{t}.{isa}")));
             names.gather[i] = intern(format!("gather_rows.{f}.{isa}"));
-            let (act, gemv, gemm) =
-                if f.is_ternary() { ("i8", kernels.gemv_tile, kernels.gemm_tile) } else { ("f32", "1x1", "1x1") };
-            names.matmul[i] = [("gemv", gemv), ("gemm", gemm), ("gemv", "blocks"), ("gemm", "blocks")]
-                .map(|(op, tile)| intern(format!("{op}.{f}-{act}.{isa}.{tile}")));
+            let tiles =
+                |panels: Option<&PanelKernels<S>>| panels.filter(|_| f.is_ternary()).map_or(["1x1"; 2], |p| p.tiles);
+            let (one, several) =
+                (tiles(kernels.panels.first()), tiles(kernels.panels.iter().find(|p| p.scaled.is_some())));
+            let act = if f.is_ternary() { "i8" } else { "f32" };
+            names.matmul[i] = std::array::from_fn(|j| {
+                let op = ["gemv", "gemm"][j % 2];
+                let tile = match j / 2 {
+                    0 => one[j % 2].to_owned(),
+                    1 => format!("{}-blocks", several[j % 2]),
+                    _ => several[j % 2].to_owned(),
+                };
+                intern(format!("{op}.{f}-{act}.{isa}.{tile}"))
+            });
         }
         names
     }
@@ -232,8 +246,12 @@ impl Names {
             OpSpec::Dequantize { to, format, .. } => self.dequantize[format.index()][float(to)?],
             OpSpec::GatherRows { format, .. } => self.gather[format.index()],
             OpSpec::MatMul { format, scale_block, output, m, .. } => {
-                let blocks = scale_block.is_some() && *output == DType::F32;
-                self.matmul[format.index()][usize::from(*m > 1) + 2 * usize::from(blocks)]
+                let kind = match (scale_block, output) {
+                    (None, _) => 0,
+                    (Some(_), DType::F32) => 2,
+                    (Some(_), _) => 4,
+                };
+                self.matmul[format.index()][kind + usize::from(*m > 1)]
             }
             other => self.simple[OpKind::ALL.iter().position(|k| *k == other.kind())?],
         })

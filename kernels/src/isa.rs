@@ -116,6 +116,16 @@ x86_token!(
     ["avx2", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"]
 );
 
+#[cfg(target_arch = "x86_64")]
+x86_token!(
+    /// [`Avx512Vnni`] with byte permutations of two registers (`vpermi2b`).
+    Avx512Vbmi,
+    Isa::Avx512Vbmi,
+    crate::arch::x86_64::avx512::F32x64,
+    "avx2,f16c,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi",
+    ["avx2", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512vbmi"]
+);
+
 /// AArch64 with Advanced SIMD.
 #[cfg(target_arch = "aarch64")]
 #[derive(Debug, Clone, Copy)]

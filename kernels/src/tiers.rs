@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tersor_core::{Error, HostContext, Isa, Probe, QuantBackend, Result};
 
-use crate::backend::{CpuBackend, Kernels, Tile, cpu_device};
+use crate::backend::{CpuBackend, Kernels, PanelKernels, cpu_device};
 use crate::isa::Simd;
 
 type Open = Box<dyn FnOnce(&HostContext, Vec<Isa>) -> Arc<dyn QuantBackend>>;
@@ -33,18 +33,12 @@ impl Tiers {
         Tiers { backend, version: "", kernel_revision: 0, lacking, tiers: Vec::new() }
     }
 
-    /// Adds the next higher tier: its token, if the machine has it, and its products with the tiles that they keep in
-    /// registers, for one row of activations and for more.
-    pub fn tier<S: Simd>(
-        mut self,
-        token: Option<S>,
-        dots: fn(S, Tile<'_>, &mut [i32]),
-        (gemv_tile, gemm_tile): (&'static str, &'static str),
-    ) -> Self {
+    /// Adds the next higher tier: its token, if the machine has it, and its products, preferred first.
+    pub fn tier<S: Simd>(mut self, token: Option<S>, panels: &'static [PanelKernels<S>]) -> Self {
         let (backend, version, revision) = (self.backend, self.version, self.kernel_revision);
         if let Some(isa) = S::ISA {
             let open = token.map(|isa| {
-                let kernels = Kernels { backend, isa, dots, gemv_tile, gemm_tile };
+                let kernels = Kernels { backend, isa, panels };
                 Box::new(move |host: &HostContext, isas| {
                     Arc::new(CpuBackend::new(kernels, host, version, revision, cpu_device(isas)))
                         as Arc<dyn QuantBackend>

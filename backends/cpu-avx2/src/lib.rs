@@ -11,7 +11,7 @@ use tersor_kernels::Tiers;
 
 const ID: &str = "cpu-avx2";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-const KERNEL_REVISION: u32 = 1;
+const KERNEL_REVISION: u32 = 2;
 
 inventory::submit! {
     BackendEntry {
@@ -26,11 +26,18 @@ inventory::submit! {
 
 #[cfg(target_arch = "x86_64")]
 fn tiers() -> Tiers {
-    use tersor_kernels::arch::x86_64::avx2::{GEMM_TILE, GEMV_TILE, dots_avx_vnni, dots_avx2};
+    use tersor_kernels::PanelKernels;
+    use tersor_kernels::arch::x86_64::avx2::*;
     use tersor_kernels::isa::{Avx2, AvxVnni};
-    Tiers::new(ID, VERSION, KERNEL_REVISION, "AVX2 with F16C and BMI2")
-        .tier(Avx2::detect(), dots_avx2, (GEMV_TILE, GEMM_TILE))
-        .tier(AvxVnni::detect(), dots_avx_vnni, (GEMV_TILE, GEMM_TILE))
+    use tersor_kernels::pack::panels::{Density, Layout};
+
+    const BITS2: Layout = Layout { rows: ROWS, density: Density::Bits2 };
+    static AVX2: &[PanelKernels<Avx2>] =
+        &[PanelKernels { layout: BITS2, sums: sums_avx2, scaled: Some(scaled_avx2), tiles: TILES }];
+    static AVX_VNNI: &[PanelKernels<AvxVnni>] =
+        &[PanelKernels { layout: BITS2, sums: sums_avx_vnni, scaled: Some(scaled_avx_vnni), tiles: TILES }];
+    const TILES: [&str; 2] = ["8x1", "16x8"];
+    Tiers::new(ID, VERSION, KERNEL_REVISION, "AVX2").tier(Avx2::detect(), AVX2).tier(AvxVnni::detect(), AVX_VNNI)
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -11,7 +11,7 @@ use tersor_kernels::Tiers;
 
 const ID: &str = "cpu-neon";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-const KERNEL_REVISION: u32 = 1;
+const KERNEL_REVISION: u32 = 2;
 
 inventory::submit! {
     BackendEntry {
@@ -26,13 +26,18 @@ inventory::submit! {
 
 #[cfg(target_arch = "aarch64")]
 fn tiers() -> Tiers {
-    use tersor_kernels::arch::aarch64::neon::{GEMM_TILE, GEMV_TILE, dots_neon, dots_neon_dotprod};
+    use tersor_kernels::PanelKernels;
+    use tersor_kernels::arch::aarch64::neon::*;
     use tersor_kernels::isa::{Neon, NeonDot};
-    Tiers::new(ID, VERSION, KERNEL_REVISION, "NEON").tier(Neon::detect(), dots_neon, (GEMV_TILE, GEMM_TILE)).tier(
-        NeonDot::detect(),
-        dots_neon_dotprod,
-        (GEMV_TILE, GEMM_TILE),
-    )
+    use tersor_kernels::pack::panels::{Density, Layout};
+
+    const BITS2: Layout = Layout { rows: ROWS, density: Density::Bits2 };
+    static NEON: &[PanelKernels<Neon>] =
+        &[PanelKernels { layout: BITS2, sums: sums_neon, scaled: Some(scaled_neon), tiles: TILES }];
+    static NEON_DOTPROD: &[PanelKernels<NeonDot>] =
+        &[PanelKernels { layout: BITS2, sums: sums_neon_dotprod, scaled: Some(scaled_neon_dotprod), tiles: TILES }];
+    const TILES: [&str; 2] = ["4x1", "8x8"];
+    Tiers::new(ID, VERSION, KERNEL_REVISION, "NEON").tier(Neon::detect(), NEON).tier(NeonDot::detect(), NEON_DOTPROD)
 }
 
 #[cfg(not(target_arch = "aarch64"))]

@@ -1,7 +1,7 @@
 //! Matrix products: ternary codes x int8 in i32, dense weights x f32 in lanes.
 //!
-//! A product is cut into ranges of weight rows, one for each task; a task works through tiles of
-//! [`Tile::MAX_ROWS`] weight rows x [`Tile::MAX_M`] activation rows, whose sums fit on the stack. Codes are 0, 1, 2 for
+//! Ternary weights in panels are in [`super::panels`]; here are those in blocks. A product is cut into ranges of weight
+//! rows, one for each task; a task works through tiles of weight rows x activation rows, whose sums fit on the stack. Codes are 0, 1, 2 for
 //! -1, 0, +1, so `sum(t * x) = sum(code * x) - sum(x)`, and the sums of the activation rows are made once.
 
 use tersor_core::codec::dense_row;
@@ -10,17 +10,34 @@ use tersor_core::reference::matmul::{scaled, scaled_blocks};
 use tersor_core::{Activations, Epilogue, Format, Output, PackedWeight, Result};
 
 use super::Context;
-use crate::backend::Tile;
 use crate::isa::{Body, Simd};
 use crate::lanes::{self, Lanes};
-use crate::pack::{BLOCK, BLOCK_BYTES, Packed, Scales, Ternary};
+use crate::pack::{BLOCK, BLOCK_BYTES, Codes, Packed, Scales, Ternary, row_bytes};
 use crate::split::{self, Parts};
 
-const ROWS: usize = Tile::MAX_ROWS;
-const COLS: usize = Tile::MAX_M;
+/// Weight rows and activation rows of a tile.
+const ROWS: usize = 16;
+const COLS: usize = 64;
 
 /// Multiply-adds that one task should have at least, so that handing it out pays.
-const TASK_MACS: usize = 1 << 18;
+pub(super) const TASK_MACS: usize = 1 << 18;
+
+/// A block of weight rows and of activation rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile<'a> {
+    /// 2-bit codes of `rows` rows in blocks, see [`crate::pack`].
+    w: &'a [u8],
+    /// Bytes from one weight row to the next: 32 for each block of 128 weights.
+    row_bytes: usize,
+    /// Weight rows; at most [`ROWS`].
+    rows: usize,
+    /// `m` rows of int8 activations.
+    x: &'a [i8],
+    /// Elements from one activation row to the next, which is also their length: `4 * row_bytes`.
+    stride: usize,
+    /// Activation rows; at most [`COLS`].
+    m: usize,
+}
 
 /// The raw sums of a tile, in code that any compiler can vectorise.
 pub(crate) struct Dots<'a> {
@@ -167,7 +184,7 @@ fn widening_dot<S: Simd>(
 }
 
 /// Where results go.
-enum Sink<'a> {
+pub(super) enum Sink<'a> {
     F32(Parts<'a, f32>, Epilogue),
     I32(Parts<'a, i32>, Epilogue),
 }
@@ -178,7 +195,7 @@ impl Sink<'_> {
     /// # Safety
     /// No other task may have elements `at..at + rows` at the same time.
     #[inline(always)]
-    unsafe fn store_f32(&self, at: usize, rows: usize, value: impl Fn(usize) -> f32) {
+    pub(super) unsafe fn store_f32(&self, at: usize, rows: usize, value: impl Fn(usize) -> f32) {
         let Sink::F32(y, epilogue) = self else { return };
         // SAFETY: the caller's contract.
         let y = unsafe { y.part(at..at + rows) };
@@ -193,7 +210,7 @@ impl Sink<'_> {
     /// # Safety
     /// As for [`Sink::store_f32`].
     #[inline(always)]
-    unsafe fn store_i32(&self, at: usize, rows: usize, value: impl Fn(usize) -> i32) {
+    pub(super) unsafe fn store_i32(&self, at: usize, rows: usize, value: impl Fn(usize) -> i32) {
         let Sink::I32(y, epilogue) = self else { return };
         // SAFETY: the caller's contract.
         let y = unsafe { y.part(at..at + rows) };
@@ -217,7 +234,12 @@ impl<S: Simd> Context<'_, S> {
                     q.host("activations", self.kernels.backend)?,
                     scales.host("activation scales", self.kernels.backend)?,
                 );
-                self.ternary(w, n, k, q, scales, &sink);
+                match &w.codes {
+                    Codes::Panels(layout, codes) => {
+                        self.panels(*layout, codes.bytes(), &w.scales, (n, k), (q, scales), &sink)?
+                    }
+                    _ => self.blocks(w, n, k, q, scales, &sink),
+                }
             }
             (Packed::Dense(bytes), Activations::F32(x)) => {
                 let x = x.host("activations", self.kernels.backend)?;
@@ -229,9 +251,10 @@ impl<S: Simd> Context<'_, S> {
         Ok(())
     }
 
-    fn ternary(self, w: &Ternary, n: usize, k: usize, q: &[i8], x_scales: &[f32], sink: &Sink<'_>) {
+    fn blocks(self, w: &Ternary, n: usize, k: usize, q: &[i8], x_scales: &[f32], sink: &Sink<'_>) {
         let m = x_scales.len();
-        let stride = w.row_bytes * 4;
+        let row_bytes = row_bytes(k);
+        let stride = row_bytes * 4;
         let (q, sums) = self.scratch.activations(self.kernels.isa, q, k, stride);
         let kernels = self.kernels;
         let tasks = split::task_count(self.executor, m * n * k, TASK_MACS);
@@ -240,7 +263,7 @@ impl<S: Simd> Context<'_, S> {
             let mut out = [0i32; ROWS * COLS];
             for first in rows.clone().step_by(ROWS) {
                 let count = ROWS.min(rows.end - first);
-                let codes = &w.codes()[first * w.row_bytes..][..count * w.row_bytes];
+                let codes = &w.codes.bytes()[first * row_bytes..][..count * row_bytes];
                 for c0 in (0..m).step_by(COLS) {
                     let cols = COLS.min(m - c0);
                     if let (Scales::Blocks { block, per_row, values }, Sink::F32(..)) = (&w.scales, sink) {
@@ -249,7 +272,7 @@ impl<S: Simd> Context<'_, S> {
                             unsafe {
                                 sink.store_f32(c * n + first, count, |r| {
                                     kernels.isa.run(Blocks {
-                                        w: &codes[r * w.row_bytes..][..w.row_bytes],
+                                        w: &codes[r * row_bytes..][..row_bytes],
                                         x: &q[c * stride..][..stride],
                                         block: *block,
                                         scales: &values[(first + r) * per_row..][..*per_row],
@@ -261,8 +284,8 @@ impl<S: Simd> Context<'_, S> {
                         continue;
                     }
                     let x = &q[c0 * stride..][..cols * stride];
-                    let tile = Tile { w: codes, row_bytes: w.row_bytes, rows: count, x, stride, m: cols };
-                    (kernels.dots)(kernels.isa, tile, &mut out[..count * cols]);
+                    let tile = Tile { w: codes, row_bytes, rows: count, x, stride, m: cols };
+                    kernels.isa.run(Dots { tile, out: &mut out[..count * cols] });
                     for c in 0..cols {
                         let sum = |r: usize| out[r * cols + c] - sums[c0 + c];
                         let at = (c0 + c) * n + first;

@@ -2,7 +2,8 @@
 
 mod attention;
 mod float;
-pub(crate) mod matmul;
+mod matmul;
+mod panels;
 mod quantize;
 
 use tersor_core::reference::sample;
@@ -14,16 +15,16 @@ use crate::isa::Simd;
 /// Memory that a stream keeps from op to op, so that a decode loop allocates nothing once it has grown.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    /// Activations padded to whole blocks.
+    /// Activations padded to whole blocks or steps, in the order that the product wants.
     padded: Vec<i8>,
-    /// Sums of activation rows.
+    /// Sums of activation rows, or of their blocks.
     sums: Vec<i32>,
     /// Attention scores, a row of them for each task.
     scores: Vec<f32>,
 }
 
 /// What an op runs with.
-pub(crate) struct Context<'a, S> {
+pub(crate) struct Context<'a, S: 'static> {
     pub(crate) kernels: Kernels<S>,
     pub(crate) executor: &'a dyn Executor,
     pub(crate) scratch: &'a mut Scratch,

@@ -1,155 +1,165 @@
-//! Products of 2-bit codes and int8 activations in 256-bit registers.
+//! 256-bit registers: what panel kernels need of them, and the lanes of float sums.
 //!
-//! A block of 32 bytes gives four registers of codes by shifts and masks: `vpsrlw` and `vpand`, seven operations for 128
-//! weights, amortised over the activation rows of the tile. What meets them is
+//! A panel has eight rows. What meets a register of codes is
 //!
-//! * AVX2: `vpmaddubsw` (codes unsigned, activations signed, pairs to i16: magnitude at most 2 * 2 * 128 = 512) and
-//!   `vpaddw`, two operations for 32 products. 64 such sums reach -32,768, the end of i16; a lane takes four a block, so
-//!   it is widened to i32 (`vpmaddwd` with ones) every 16 blocks = 64 sums = 2,048 weights: at most 64 * 512 = 32,768 in
-//!   magnitude, reached only with activations of -128, on the negative side, where i16 holds it.
-//! * AVX-VNNI: `vpdpbusd`, one operation for 32 products straight into i32.
+//! * AVX2: `vpmaddubsw` (codes unsigned, activations signed, pairs to i16: magnitude at most 2 * 2 * 128 = 512) and `vpaddw`,
+//!   two operations for 32 products. 64 such sums reach -32,768, the end of i16, with activations of -128, and 32,512 on
+//!   the other side: after 64 a lane is widened (`vpmaddwd` with ones).
+//! * AVX-VNNI: `vpdpbusd`, one operation for 32 products straight into i32. Codes may stay where they lie in their byte: a
+//!   product is at most 192 * 128 in magnitude, and four of them for each of 1,728 steps (K = 27,648) are below 2^28.
 //!
-//! The tile is rows of weights x rows of activations held in accumulators: 4 x 1 for one row of activations (each
-//! activation load serves four weight rows), 2 x 4 otherwise (8 accumulators, 2 code registers, 4 activations).
+//! For 128 weights and one row of activations: a load, seven shifts and masks (four masks with VNNI), four broadcasts, and
+//! eight (four) operations to multiply and add.
 
 use std::arch::x86_64::*;
 
-use crate::arch::{cover, entry};
-use crate::backend::Tile;
+use crate::arch::panels::{self, PanelTile, Registers, ScaledTile, entry};
 use crate::isa::{Avx2, AvxVnni, Simd};
 use crate::lanes::Lanes;
-use crate::pack::{BLOCK, BLOCK_BYTES};
 
-/// Weight x activation rows of the one-row tile, for kernel names.
-pub const GEMV_TILE: &str = "4x1";
-/// The same for more rows.
-pub const GEMM_TILE: &str = "2x4";
+/// Rows of a panel.
+pub const ROWS: usize = 8;
 
-/// Blocks after which i16 sums are widened.
-const WIDEN_EVERY: usize = 16;
+/// Defines [`Registers`] for a way to add products.
+macro_rules! registers {
+    ($name:ident, $adds:expr, $loose:expr, |$acc:ident, $codes:ident, $x:ident| $dot:expr, |$wide:ident| $widen:expr) => {
+        pub(crate) struct $name;
 
-/// One way to add 32 products to an accumulator.
-trait Dot {
-    /// Adds code x activation.
-    ///
-    /// # Safety
-    /// The caller runs where the implementation's ISA is enabled.
-    unsafe fn add(acc: __m256i, codes: __m256i, x: __m256i) -> __m256i;
+        // SAFETY (all blocks): AVX2, and what `dot` uses, are enabled by the trait's contract.
+        impl Registers for $name {
+            type V = __m256i;
+            type F = __m256;
+            const ROWS: usize = ROWS;
+            const ADDS: usize = $adds;
+            const LOOSE: bool = $loose;
 
-    /// Widens an accumulator to eight i32.
-    ///
-    /// # Safety
-    /// As for `add`.
-    unsafe fn widen(acc: __m256i) -> __m256i;
-}
-
-struct Madd;
-
-impl Dot for Madd {
-    #[inline(always)]
-    unsafe fn add(acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
-        // SAFETY: AVX2 is enabled by the caller's contract.
-        unsafe { _mm256_add_epi16(acc, _mm256_maddubs_epi16(codes, x)) }
-    }
-
-    #[inline(always)]
-    unsafe fn widen(acc: __m256i) -> __m256i {
-        // SAFETY: AVX2 is enabled by the caller's contract.
-        unsafe { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) }
-    }
-}
-
-struct Vnni;
-
-impl Dot for Vnni {
-    #[inline(always)]
-    unsafe fn add(acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
-        // SAFETY: AVX-VNNI is enabled by the caller's contract.
-        unsafe { _mm256_dpbusd_avx_epi32(acc, codes, x) }
-    }
-
-    #[inline(always)]
-    unsafe fn widen(acc: __m256i) -> __m256i {
-        acc
-    }
-}
-
-/// The tile of R weight rows and C activation rows, over whole rows of blocks.
-///
-/// # Safety
-/// AVX2 and the ISA of `D` must be enabled in the caller; `w` must have R rows of `row_bytes` bytes and `x` C rows of
-/// `4 * row_bytes` elements.
-#[inline(always)]
-unsafe fn block_rows<D: Dot, const R: usize, const C: usize>(
-    w: *const u8,
-    row_bytes: usize,
-    x: *const i8,
-) -> [[i32; C]; R] {
-    let stride = 4 * row_bytes;
-    let blocks = row_bytes / BLOCK_BYTES;
-    let mut result = [[0; C]; R];
-    // SAFETY: all loads stay within the rows that the contract gives, block by block.
-    unsafe {
-        let mask = _mm256_set1_epi8(3);
-        let mut total = [[_mm256_setzero_si256(); C]; R];
-        let mut first = 0;
-        while first < blocks {
-            let end = blocks.min(first + WIDEN_EVERY);
-            let mut acc = [[_mm256_setzero_si256(); C]; R];
-            for b in first..end {
-                let mut packed = [_mm256_setzero_si256(); R];
-                for r in 0..R {
-                    packed[r] = _mm256_loadu_si256(w.add(r * row_bytes + b * BLOCK_BYTES).cast());
+            #[inline(always)]
+            unsafe fn zero() -> __m256i {
+                // SAFETY: as above.
+                unsafe { _mm256_setzero_si256() }
+            }
+            #[inline(always)]
+            unsafe fn load(from: *const u8) -> __m256i {
+                // SAFETY: as above.
+                unsafe { _mm256_loadu_si256(from.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn quad(from: *const i8) -> __m256i {
+                // SAFETY: as above.
+                unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+            }
+            #[inline(always)]
+            unsafe fn dot($acc: __m256i, $codes: __m256i, $x: __m256i) -> __m256i {
+                // SAFETY: as above.
+                unsafe { $dot }
+            }
+            #[inline(always)]
+            unsafe fn widen($wide: __m256i) -> __m256i {
+                // SAFETY: as above.
+                #[allow(unused_unsafe, reason = "i32 lanes are wide already")]
+                unsafe {
+                    $widen
                 }
-                // The quarters of a block, from the high bits down; shifts are of 16-bit lanes, the mask cuts what a
-                // neighbouring byte shifted in.
-                macro_rules! quarter {
-                    ($q:literal, $shift:literal) => {
-                        let mut codes = [_mm256_setzero_si256(); R];
-                        for r in 0..R {
-                            codes[r] = _mm256_and_si256(_mm256_srli_epi16::<$shift>(packed[r]), mask);
-                        }
-                        for c in 0..C {
-                            let x = _mm256_loadu_si256(x.add(c * stride + b * BLOCK + 32 * $q).cast());
-                            for r in 0..R {
-                                acc[r][c] = D::add(acc[r][c], codes[r], x);
-                            }
-                        }
+            }
+            #[inline(always)]
+            unsafe fn add(a: __m256i, b: __m256i) -> __m256i {
+                // SAFETY: as above.
+                unsafe { _mm256_add_epi32(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn sub(a: __m256i, b: __m256i) -> __m256i {
+                // SAFETY: as above.
+                unsafe { _mm256_sub_epi32(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn splat(value: i32) -> __m256i {
+                // SAFETY: as above.
+                unsafe { _mm256_set1_epi32(value) }
+            }
+            #[inline(always)]
+            unsafe fn shift(v: __m256i, by: i32) -> __m256i {
+                // SAFETY: as above.
+                unsafe { _mm256_sra_epi32(v, _mm_cvtsi32_si128(by)) }
+            }
+            #[inline(always)]
+            unsafe fn bits<const Q: i32>(v: __m256i) -> __m256i {
+                // SAFETY: as above. Shifts are of 16-bit lanes; the mask cuts what the neighbouring byte shifted in.
+                unsafe {
+                    let v = match Q {
+                        0 => v,
+                        1 => _mm256_srli_epi16::<2>(v),
+                        2 => _mm256_srli_epi16::<4>(v),
+                        _ => _mm256_srli_epi16::<6>(v),
                     };
-                }
-                quarter!(0, 6);
-                quarter!(1, 4);
-                quarter!(2, 2);
-                quarter!(3, 0);
-            }
-            for r in 0..R {
-                for c in 0..C {
-                    total[r][c] = _mm256_add_epi32(total[r][c], D::widen(acc[r][c]));
+                    _mm256_and_si256(v, _mm256_set1_epi8(3))
                 }
             }
-            first = end;
-        }
-        for r in 0..R {
-            for c in 0..C {
-                let sum =
-                    _mm_add_epi32(_mm256_castsi256_si128(total[r][c]), _mm256_extracti128_si256::<1>(total[r][c]));
-                let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
-                let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
-                result[r][c] = _mm_cvtsi128_si32(sum);
+            #[inline(always)]
+            unsafe fn masked<const Q: i32>(v: __m256i) -> __m256i {
+                // SAFETY: as above.
+                unsafe { _mm256_and_si256(v, _mm256_set1_epi8((3u8 << (2 * Q)) as i8)) }
+            }
+            #[inline(always)]
+            unsafe fn store(v: __m256i, to: *mut i32) {
+                // SAFETY: as above.
+                unsafe { _mm256_storeu_si256(to.cast(), v) }
+            }
+            #[inline(always)]
+            unsafe fn prefetch(at: *const u8) {
+                // SAFETY: as above; a prefetch reads no memory that the program could miss.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn to_f32(v: __m256i) -> __m256 {
+                // SAFETY: as above.
+                unsafe { _mm256_cvtepi32_ps(v) }
+            }
+            #[inline(always)]
+            unsafe fn load_f32(from: *const f32) -> __m256 {
+                // SAFETY: as above.
+                unsafe { _mm256_loadu_ps(from) }
+            }
+            #[inline(always)]
+            unsafe fn store_f32(v: __m256, to: *mut f32) {
+                // SAFETY: as above.
+                unsafe { _mm256_storeu_ps(to, v) }
+            }
+            #[inline(always)]
+            unsafe fn zero_f32() -> __m256 {
+                // SAFETY: as above.
+                unsafe { _mm256_setzero_ps() }
+            }
+            #[inline(always)]
+            unsafe fn add_f32(a: __m256, b: __m256) -> __m256 {
+                // SAFETY: as above.
+                unsafe { _mm256_add_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn mul_f32(a: __m256, b: __m256) -> __m256 {
+                // SAFETY: as above.
+                unsafe { _mm256_mul_ps(a, b) }
             }
         }
-    }
-    result
+    };
 }
 
-cover!(block_rows, 2);
+registers!(Madd, 64, false, |acc, codes, x| _mm256_add_epi16(acc, _mm256_maddubs_epi16(codes, x)), |acc| {
+    _mm256_madd_epi16(acc, _mm256_set1_epi16(1))
+});
+registers!(Vnni, usize::MAX, true, |acc, codes, x| _mm256_dpbusd_avx_epi32(acc, codes, x), |acc| acc);
 
 entry!(
-    /// [`crate::Kernels::dots`] with AVX2.
-    dots_avx2, Avx2, Madd, "avx2");
+    /// Sums of 2-bit panels with AVX2.
+    sums_avx2, Avx2, "avx2", PanelTile, i32, panels::sums::<Madd, panels::Bits2, 4, 1>);
 entry!(
-    /// [`crate::Kernels::dots`] with AVX-VNNI.
-    dots_avx_vnni, AvxVnni, Vnni, "avx2,avxvnni");
+    /// Scaled sums of 2-bit panels with AVX2.
+    scaled_avx2, Avx2, "avx2", ScaledTile, f32, panels::scaled::<Madd>);
+entry!(
+    /// Sums of 2-bit panels with AVX-VNNI.
+    sums_avx_vnni, AvxVnni, "avx2,avxvnni", PanelTile, i32, panels::sums::<Vnni, panels::Bits2, 4, 2>);
+entry!(
+    /// Scaled sums of 2-bit panels with AVX-VNNI.
+    scaled_avx_vnni, AvxVnni, "avx2,avxvnni", ScaledTile, f32, panels::scaled::<Vnni>);
 
 /// The 64 lanes of a float sum in eight registers.
 #[derive(Debug, Clone, Copy)]
