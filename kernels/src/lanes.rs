@@ -5,6 +5,8 @@
 //! arrays into registers before they vectorise: the accumulators then go through the store buffer, about 5 cycles a step.
 //! A type of whole registers stays in registers. Multiplication and addition are separate, as everywhere.
 
+use tersor_core::Floats;
+use tersor_core::codec::absmean::{self, ChunkStats};
 use tersor_core::reference::lanes::{LANES, fold};
 
 use crate::isa::Simd;
@@ -36,6 +38,54 @@ pub trait Lanes<S: Simd>: Copy {
         let mut lanes = [0.0; LANES];
         lanes[..from.len()].copy_from_slice(from);
         Self::load(simd, &lanes)
+    }
+
+    /// [`absmean::chunk_stats`].
+    #[inline(always)]
+    fn chunk_stats(_: S, w: &[f32]) -> ChunkStats {
+        absmean::chunk_stats(w)
+    }
+
+    /// A block of codes, 1 + sign of what exceeds `half` (of its first and second 64 values) in magnitude: byte p holds values p, p + 32, p + 64 and p + 96 in
+    /// two bits each, the first in the highest (`i2_s`) or in the lowest (`tq2_0`).
+    #[inline(always)]
+    fn two_bit_block<const LOW_FIRST: bool>(_: S, w: &[f32; 128], half: [f32; 2]) -> [u8; 32] {
+        let code = |v: f32, half: f32| 1 + u8::from(v > half) - u8::from(v < -half);
+        std::array::from_fn(|p| {
+            let quarter = |q: usize| code(w[p + 32 * q], half[q / 2]) << two_bit_shift::<LOW_FIRST>(q);
+            quarter(0) | quarter(1) | quarter(2) | quarter(3)
+        })
+    }
+
+    /// The values of such a block; `values[i][code]` for its first and its second 64.
+    #[inline(always)]
+    fn two_bit_values<const LOW_FIRST: bool>(_: S, bytes: &[u8; 32], values: &[[f32; 4]; 2], out: &mut [f32; 128]) {
+        for q in 0..4 {
+            for p in 0..32 {
+                out[p + 32 * q] = values[q / 2][usize::from(bytes[p] >> two_bit_shift::<LOW_FIRST>(q) & 3)];
+            }
+        }
+    }
+}
+
+/// Where quarter `q` of a block of two-bit codes lies in its bytes.
+#[inline(always)]
+pub const fn two_bit_shift<const LOW_FIRST: bool>(q: usize) -> usize {
+    if LOW_FIRST { 2 * q } else { 6 - 2 * q }
+}
+
+/// Elements `start..start + out.len()` of `w` as f32, which is exact.
+#[inline(always)]
+pub fn read<S: Simd>(simd: S, w: Floats<'_>, start: usize, out: &mut [f32]) {
+    let two_bytes = |bytes: &[u8], out: &mut [f32], load: fn(S, &[u8; 2 * LANES]) -> S::F32| {
+        let (chunks, (out, rest)) = (bytes.as_chunks::<{ 2 * LANES }>().0, out.as_chunks_mut::<LANES>());
+        chunks.iter().zip(out.iter_mut()).for_each(|(from, to)| load(simd, from).store(to));
+        w.read(start + out.len() * LANES, rest);
+    };
+    match w {
+        Floats::F16(s) => two_bytes(bytemuck::cast_slice(&s[start..start + out.len()]), out, S::F32::load_f16),
+        Floats::BF16(s) => two_bytes(bytemuck::cast_slice(&s[start..start + out.len()]), out, S::F32::load_bf16),
+        Floats::F32(_) => w.read(start, out),
     }
 }
 
@@ -142,7 +192,33 @@ mod tests {
                 S::F32::load_f16(simd, &f16).store(&mut back);
                 assert_eq!(back, a.map(|v| tersor_core::f16::from_f32(v).to_f32()), "f16 with {simd:?}");
             }
+            assert_eq!(
+                S::F32::chunk_stats(simd, a),
+                absmean::chunk_stats(a),
+                "statistics of {} with {simd:?}",
+                a.len()
+            );
+            if let Some(a) = a.first_chunk::<128>() {
+                blocks::<S, false>(simd, a);
+                blocks::<S, true>(simd, a);
+            }
         }
+    }
+
+    /// Two-bit blocks there and back, with values on both sides of the threshold and on it.
+    fn blocks<S: Simd, const LOW_FIRST: bool>(simd: S, a: &[f32; 128]) {
+        let half = [a[100].abs(), a[7].abs()];
+        let bytes = S::F32::two_bit_block::<LOW_FIRST>(simd, a, half);
+        assert_eq!(
+            bytes,
+            <Array as Lanes<Portable>>::two_bit_block::<LOW_FIRST>(Portable, a, half),
+            "block with {simd:?}"
+        );
+        let values = [[-1.5, 0.0, 1.5, f32::NAN], [-2.5, -0.0, 2.5, f32::NAN]];
+        let (mut out, mut expected) = ([f32::NAN; 128], [f32::NAN; 128]);
+        S::F32::two_bit_values::<LOW_FIRST>(simd, &bytes, &values, &mut out);
+        <Array as Lanes<Portable>>::two_bit_values::<LOW_FIRST>(Portable, &bytes, &values, &mut expected);
+        assert_eq!(out.map(f32::to_bits), expected.map(f32::to_bits), "values with {simd:?}");
     }
 
     fn check<S: Simd>(simd: S) {

@@ -60,6 +60,27 @@ pub fn chunk_stats(w: &[f32]) -> ChunkStats {
     }
 }
 
+impl ChunkStats {
+    /// The scale of `count` elements that are one chunk, such as a group; as [`Stats::scale`] gives it.
+    #[inline(always)]
+    pub fn scale(self, count: usize) -> Option<f32> {
+        scale(self.max_bits, self.min_bits, f64::from(self.sum), count)
+    }
+}
+
+/// The scale, from the largest and smallest magnitudes and the sum of all.
+#[inline(always)]
+fn scale(max_bits: u32, min_bits: u32, sum: f64, count: usize) -> Option<f32> {
+    if max_bits >= f32::INFINITY.to_bits() {
+        return None;
+    }
+    if max_bits == min_bits {
+        return Some(f32::from_bits(max_bits));
+    }
+    let mean = (sum / count.max(1) as f64) as f32;
+    mean.is_finite().then_some(mean.max(MIN_SCALE))
+}
+
 /// The chunks' statistics put together, in chunk order.
 #[derive(Debug, Clone)]
 pub struct Stats {
@@ -93,17 +114,9 @@ impl Stats {
 
     /// The scale; `None` if an element was NaN or infinite, or the sum overflowed.
     pub fn scale(&self) -> Option<f32> {
-        if self.max_bits >= f32::INFINITY.to_bits() {
-            return None;
-        }
-        if self.max_bits == self.min_bits {
-            return Some(f32::from_bits(self.max_bits));
-        }
         let mut partial = self.partial.iter().rev().map(|p| p.0);
         let last = partial.next().unwrap_or(0.0);
-        let sum = partial.fold(last, |right, left| left + right);
-        let mean = (sum / self.count.max(1) as f64) as f32;
-        mean.is_finite().then_some(mean.max(MIN_SCALE))
+        scale(self.max_bits, self.min_bits, partial.fold(last, |right, left| left + right), self.count)
     }
 }
 

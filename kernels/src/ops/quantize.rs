@@ -3,16 +3,30 @@
 //! Per tensor: chunks of 4,096 are summed by any task, and put together in chunk order; then rows are ternarized and
 //! encoded by any task. Per group: both steps in one pass over ranges of whole blocks.
 
-use tersor_core::codec::absmean::{CHUNK, ChunkStats, Stats, chunk_stats, ternarize};
+use tersor_core::codec::absmean::{CHUNK, ChunkStats, Stats, ternarize};
 use tersor_core::codec::{self, rows_of};
-use tersor_core::{Error, Floats, FloatsMut, Format, Result, Shape, Weight};
+use tersor_core::{Error, Floats, FloatsMut, Format, Result, Shape, Weight, f16};
 
 use super::Context;
 use crate::isa::{Body, Simd};
+use crate::lanes::{self, Lanes};
 use crate::split::{self, Parts};
 
 /// Elements that one task should have at least.
 const TASK_ELEMENTS: usize = 1 << 17;
+
+/// Bytes of a `tq2_0` block of 256 values, the last two of which are its scale.
+const TQ2_BYTES: usize = 66;
+
+/// `buffer.len()` elements from `start` as f32: in place if they are f32, else in the buffer.
+#[inline(always)]
+fn window<'a, S: Simd>(simd: S, w: Floats<'a>, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {
+    if let Floats::F32(w) = w {
+        return &w[start..start + buffer.len()];
+    }
+    lanes::read(simd, w, start, buffer);
+    buffer
+}
 
 struct ChunkSums<'a> {
     w: Floats<'a>,
@@ -23,17 +37,12 @@ struct ChunkSums<'a> {
 impl Body for ChunkSums<'_> {
     type Out = ();
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let mut buffer = [0.0; CHUNK];
         for (i, out) in self.out.iter_mut().enumerate() {
             let start = (self.first + i) * CHUNK;
             let len = CHUNK.min(self.w.len() - start);
-            *out = Some(if let Floats::F32(w) = self.w {
-                chunk_stats(&w[start..start + len])
-            } else {
-                self.w.read(start, &mut buffer[..len]);
-                chunk_stats(&buffer[..len])
-            });
+            *out = Some(S::F32::chunk_stats(simd, window(simd, self.w, start, &mut buffer[..len])));
         }
     }
 }
@@ -53,18 +62,29 @@ struct EncodeRows<'a> {
 impl Body for EncodeRows<'_> {
     type Out = ();
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
+        let half = [0.5 * self.scale; 2];
         let (mut values, mut codes) = (vec![0.0; self.cols], vec![0; self.cols]);
         let scales = vec![self.stored; self.cols / 256];
         for (i, out) in self.out.chunks_exact_mut(self.row_bytes).enumerate() {
-            let start = (self.first + i) * self.cols;
-            if let Floats::F32(w) = self.w {
-                ternarize(&w[start..start + self.cols], self.scale, &mut codes);
-            } else {
-                self.w.read(start, &mut values);
-                ternarize(&values, self.scale, &mut codes);
+            let w = window(simd, self.w, (self.first + i) * self.cols, &mut values);
+            let blocks = w.as_chunks().0;
+            match self.format {
+                Format::I2S => out.as_chunks_mut().0.iter_mut().zip(blocks).for_each(|(out, w)| {
+                    *out = S::F32::two_bit_block::<false>(simd, w, half);
+                }),
+                Format::TQ2_0 => {
+                    out.as_chunks_mut::<TQ2_BYTES>().0.iter_mut().zip(blocks.as_chunks().0).for_each(|(out, [a, b])| {
+                        out[..32].copy_from_slice(&S::F32::two_bit_block::<true>(simd, a, half));
+                        out[32..64].copy_from_slice(&S::F32::two_bit_block::<true>(simd, b, half));
+                        out[64..].copy_from_slice(&f16::from_f32(self.stored).to_le_bytes());
+                    })
+                }
+                _ => {
+                    ternarize(w, self.scale, &mut codes);
+                    codec::encode_row(self.format, &codes, &scales, out);
+                }
             }
-            codec::encode_row(self.format, &codes, &scales, out);
         }
     }
 }
@@ -84,20 +104,28 @@ const STEP: usize = 256;
 impl Body for Groups<'_> {
     type Out = bool;
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> bool {
-        let (mut values, mut codes) = ([0.0; STEP], [0; STEP]);
+    fn run<S: Simd>(self, simd: S) -> bool {
+        let mut values = [0.0; STEP];
         let mut scales = self.scales.iter_mut();
         for (i, out) in self.out.chunks_mut(STEP / 4).enumerate() {
             let start = self.start + i * STEP;
             let len = STEP.min(self.w.len() - start);
-            self.w.read(start, &mut values[..len]);
-            let groups = values[..len].chunks(self.group).zip(codes[..len].chunks_mut(self.group));
-            for ((v, t), s) in groups.zip(&mut scales) {
-                let mut stats = Stats::default();
-                stats.push(chunk_stats(v), v.len());
-                let Some(scale) = stats.scale() else { return false };
-                *s = scale;
-                ternarize(v, scale, t);
+            let w = window(simd, self.w, start, &mut values[..len]);
+            let mut of_group = [0.0; STEP / 64];
+            for ((v, s), scale) in w.chunks(self.group).zip(&mut of_group).zip(&mut scales) {
+                let Some(value) = S::F32::chunk_stats(simd, v).scale(v.len()) else { return false };
+                (*s, *scale) = (value, value);
+            }
+            if let ([a, b], [first, second]) = (w.as_chunks().0, out.as_chunks_mut().0) {
+                // The common case: a whole step, which is two blocks.
+                let halves = |block: usize| [0, 64].map(|at| 0.5 * of_group[(block * 128 + at) / self.group]);
+                *first = S::F32::two_bit_block::<false>(simd, a, halves(0));
+                *second = S::F32::two_bit_block::<false>(simd, b, halves(1));
+                continue;
+            }
+            let mut codes = [0; STEP];
+            for ((v, t), s) in w.chunks(self.group).zip(codes.chunks_mut(self.group)).zip(of_group) {
+                ternarize(v, s, t);
             }
             codec::encode_row(Format::I2S, &codes[..len], &[], out);
         }
@@ -114,14 +142,41 @@ struct DecodeRows<'a> {
     out: FloatsMut<'a>,
 }
 
+/// A row's blocks of 128 two-bit codes, for the formats that have them.
+#[inline(always)]
+fn two_bit_blocks(format: Format, row: &[u8]) -> Option<impl Iterator<Item = &[u8; 32]>> {
+    let (block, codes) = match format {
+        Format::I2S | Format::I2SGroup(_) => (32, 32),
+        Format::TQ2_0 => (TQ2_BYTES, 64),
+        _ => return None,
+    };
+    Some(row.chunks_exact(block).flat_map(move |b| b[..codes].as_chunks().0))
+}
+
 impl Body for DecodeRows<'_> {
     type Out = ();
     #[inline(always)]
-    fn run<S: Simd>(mut self, _: S) {
+    fn run<S: Simd>(mut self, simd: S) {
         let rows = rows_of(self.w.format(), self.w.shape());
         let (mut codes, mut values) = (vec![0i8; rows.cols], vec![0.0f32; rows.cols]);
         for r in self.first..self.first + self.count {
             let bytes = &self.w.codes()[r * rows.bytes..][..rows.bytes];
+            if let FloatsMut::F32(out) = &mut self.out
+                && let Some(blocks) = two_bit_blocks(self.w.format(), bytes)
+                && let (out, []) = out[(r - self.first) * rows.cols..][..rows.cols].as_chunks_mut()
+            {
+                for (i, (bytes, out)) in blocks.zip(out).enumerate() {
+                    let values = [0, 64].map(|at| {
+                        let s = self.scales[(r * rows.cols + i * 128 + at) / self.block];
+                        [-1.0f32, 0.0, 1.0, f32::NAN].map(|t| t * s)
+                    });
+                    match self.w.format() {
+                        Format::TQ2_0 => S::F32::two_bit_values::<true>(simd, bytes, &values, out),
+                        _ => S::F32::two_bit_values::<false>(simd, bytes, &values, out),
+                    }
+                }
+                continue;
+            }
             if self.w.format().is_ternary() {
                 codec::decode_row(self.w.format(), bytes, &mut codes);
                 // A block never straddles rows as the layout sees them, or spans the whole tensor.

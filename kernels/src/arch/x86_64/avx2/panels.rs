@@ -1,4 +1,4 @@
-//! 256-bit registers: what panel kernels need of them, and the lanes of float sums.
+//! 256-bit registers: what panel kernels need of them.
 //!
 //! A panel has eight rows. What meets a register of codes is
 //!
@@ -14,8 +14,7 @@
 use std::arch::x86_64::*;
 
 use crate::arch::panels::{self, PanelTile, Registers, ScaledTile, entry};
-use crate::isa::{Avx2, AvxVnni, Simd};
-use crate::lanes::Lanes;
+use crate::isa::{Avx2, AvxVnni};
 
 /// Rows of a panel.
 pub const ROWS: usize = 8;
@@ -160,105 +159,3 @@ entry!(
 entry!(
     /// Scaled sums of 2-bit panels with AVX-VNNI.
     scaled_avx_vnni, AvxVnni, "avx2,avxvnni", ScaledTile, f32, panels::scaled::<Vnni>);
-
-/// The 64 lanes of a float sum in eight registers.
-#[derive(Debug, Clone, Copy)]
-pub struct F32x64([__m256; 8]);
-
-/// Applies an expression to each of the eight registers.
-macro_rules! each {
-    (|$i:ident| $value:expr) => {{
-        let mut out = [zero(); 8];
-        let mut $i = 0;
-        while $i < 8 {
-            out[$i] = $value;
-            $i += 1;
-        }
-        F32x64(out)
-    }};
-}
-
-#[inline(always)]
-fn zero() -> __m256 {
-    // SAFETY: called by `F32x64` alone, which is made with a token.
-    unsafe { _mm256_setzero_ps() }
-}
-
-/// Tokens that are proof of AVX2 and F16C.
-///
-/// # Safety
-/// The token exists only where CPU and OS support both.
-pub unsafe trait HasAvx2: Simd {}
-// SAFETY: `detect` asks for both.
-unsafe impl HasAvx2 for Avx2 {}
-// SAFETY: `detect` asks for both.
-unsafe impl HasAvx2 for AvxVnni {}
-
-// SAFETY (all blocks): the lanes are made with a token, which is proof of AVX2 and F16C; loads and stores are within the
-// arrays, whose lengths are in their types.
-impl<S: HasAvx2> Lanes<S> for F32x64 {
-    #[inline(always)]
-    fn splat(_: S, value: f32) -> Self {
-        // SAFETY: as above.
-        each!(|_i| unsafe { _mm256_set1_ps(value) })
-    }
-    #[inline(always)]
-    fn load(_: S, from: &[f32; 64]) -> Self {
-        // SAFETY: as above.
-        each!(|i| unsafe { _mm256_loadu_ps(from.as_ptr().add(8 * i)) })
-    }
-    #[inline(always)]
-    fn load_bf16(_: S, from: &[u8; 128]) -> Self {
-        // SAFETY: as above.
-        each!(|i| unsafe {
-            let half = _mm_loadu_si128(from.as_ptr().add(16 * i).cast());
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
-        })
-    }
-    #[inline(always)]
-    fn load_f16(_: S, from: &[u8; 128]) -> Self {
-        // SAFETY: as above.
-        each!(|i| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().add(16 * i).cast())) })
-    }
-    #[inline(always)]
-    fn store(self, to: &mut [f32; 64]) {
-        for i in 0..8 {
-            // SAFETY: as above.
-            unsafe { _mm256_storeu_ps(to.as_mut_ptr().add(8 * i), self.0[i]) };
-        }
-    }
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        // SAFETY: as above.
-        each!(|i| unsafe { _mm256_add_ps(self.0[i], other.0[i]) })
-    }
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        // SAFETY: as above.
-        each!(|i| unsafe { _mm256_mul_ps(self.0[i], other.0[i]) })
-    }
-    #[inline(always)]
-    fn fold(self) -> f32 {
-        let r = self.0;
-        // SAFETY: as above.
-        unsafe {
-            let add = |a, b| _mm256_add_ps(a, b);
-            let (a, b, c, d) = (add(r[0], r[4]), add(r[1], r[5]), add(r[2], r[6]), add(r[3], r[7]));
-            fold8(add(add(a, c), add(b, d)))
-        }
-    }
-}
-
-/// Folds eight lanes: 4, 2, 1.
-///
-/// # Safety
-/// AVX2 must be enabled in the caller.
-#[inline(always)]
-pub(super) unsafe fn fold8(v: __m256) -> f32 {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
-    }
-}

@@ -1,4 +1,4 @@
-//! 512-bit registers: what panel kernels need of them, and the lanes of float sums.
+//! 512-bit registers: what panel kernels need of them.
 //!
 //! A panel has sixteen rows. What meets a register of codes is
 //!
@@ -19,8 +19,7 @@
 use std::arch::x86_64::*;
 
 use crate::arch::panels::{self, PanelTile, Registers, ScaledTile, Unpack, entry};
-use crate::isa::{Avx512, Avx512Vbmi, Avx512Vnni, Simd};
-use crate::lanes::Lanes;
+use crate::isa::{Avx512, Avx512Vbmi, Avx512Vnni};
 
 /// Rows of a panel.
 pub const ROWS: usize = 16;
@@ -241,93 +240,3 @@ entry!(
 entry!(
     /// Sums of 1.6-bit panels with AVX-512 VNNI and VBMI.
     trit_sums_avx512_vbmi, Avx512Vbmi, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi", PanelTile, i32, panels::sums::<Vnni, Trits, 5, 2>);
-
-/// The 64 lanes of a float sum in four registers.
-#[derive(Debug, Clone, Copy)]
-pub struct F32x64([__m512; 4]);
-
-/// Applies an expression to each of the four registers.
-macro_rules! each {
-    (|$i:ident| $value:expr) => {{
-        let mut out = [zero(); 4];
-        let mut $i = 0;
-        while $i < 4 {
-            out[$i] = $value;
-            $i += 1;
-        }
-        F32x64(out)
-    }};
-}
-
-#[inline(always)]
-fn zero() -> __m512 {
-    // SAFETY: called by `F32x64` alone, which is made with a token.
-    unsafe { _mm512_setzero_ps() }
-}
-
-/// Tokens that are proof of AVX-512 F and DQ.
-///
-/// # Safety
-/// The token exists only where CPU and OS support both.
-pub unsafe trait HasAvx512: Simd {}
-// SAFETY: `detect` asks for both.
-unsafe impl HasAvx512 for Avx512 {}
-// SAFETY: `detect` asks for both.
-unsafe impl HasAvx512 for Avx512Vnni {}
-// SAFETY: `detect` asks for both.
-unsafe impl HasAvx512 for Avx512Vbmi {}
-
-// SAFETY (all blocks): the lanes are made with a token, which is proof of AVX-512 F and DQ; loads and stores are within the
-// arrays, whose lengths are in their types.
-impl<S: HasAvx512> Lanes<S> for F32x64 {
-    #[inline(always)]
-    fn splat(_: S, value: f32) -> Self {
-        // SAFETY: as above.
-        each!(|_i| unsafe { _mm512_set1_ps(value) })
-    }
-    #[inline(always)]
-    fn load(_: S, from: &[f32; 64]) -> Self {
-        // SAFETY: as above.
-        each!(|i| unsafe { _mm512_loadu_ps(from.as_ptr().add(16 * i)) })
-    }
-    #[inline(always)]
-    fn load_bf16(_: S, from: &[u8; 128]) -> Self {
-        // SAFETY: as above.
-        each!(|i| unsafe {
-            let half = _mm256_loadu_si256(from.as_ptr().add(32 * i).cast());
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
-        })
-    }
-    #[inline(always)]
-    fn load_f16(_: S, from: &[u8; 128]) -> Self {
-        // SAFETY: as above.
-        each!(|i| unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().add(32 * i).cast())) })
-    }
-    #[inline(always)]
-    fn store(self, to: &mut [f32; 64]) {
-        for i in 0..4 {
-            // SAFETY: as above.
-            unsafe { _mm512_storeu_ps(to.as_mut_ptr().add(16 * i), self.0[i]) };
-        }
-    }
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        // SAFETY: as above.
-        each!(|i| unsafe { _mm512_add_ps(self.0[i], other.0[i]) })
-    }
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        // SAFETY: as above.
-        each!(|i| unsafe { _mm512_mul_ps(self.0[i], other.0[i]) })
-    }
-    #[inline(always)]
-    fn fold(self) -> f32 {
-        let r = self.0;
-        // SAFETY: as above.
-        unsafe {
-            let sixteen = _mm512_add_ps(_mm512_add_ps(r[0], r[2]), _mm512_add_ps(r[1], r[3]));
-            let eight = _mm256_add_ps(_mm512_castps512_ps256(sixteen), _mm512_extractf32x8_ps::<1>(sixteen));
-            super::avx2::fold8(eight)
-        }
-    }
-}

@@ -1,0 +1,114 @@
+//! Statistics of weights, and blocks of two-bit codes, in 256-bit registers.
+//!
+//! Statistics keep the eight registers of the sum's lanes and two each for the largest and the smallest, whose order is free.
+//! A block of 128 codes takes 16 loads, 32 `vcmpps`, and per 32 bytes four subtractions, three packs and a permutation.
+
+use std::arch::x86_64::*;
+
+use tersor_core::codec::absmean::ChunkStats;
+use tersor_core::reference::lanes::LANES;
+
+use crate::lanes::two_bit_shift;
+
+/// How far ahead weights are asked for, see `crate::arch::panels`.
+const PREFETCH: usize = 8192;
+
+/// [`tersor_core::codec::absmean::chunk_stats`].
+///
+/// # Safety
+/// AVX2 must be enabled in the caller.
+#[inline(always)]
+pub(super) unsafe fn chunk_stats(w: &[f32]) -> ChunkStats {
+    let (mut largest, mut smallest) = ([0u32; 8], [0u32; 8]);
+    // SAFETY: the caller's contract; loads are within chunks of 64, stores within eight lanes.
+    let sum = unsafe {
+        let magnitude = _mm256_set1_epi32(0x7fff_ffff);
+        let minus_one = _mm256_set1_epi32(-1);
+        let mut sum = [_mm256_setzero_ps(); 8];
+        let mut max = [_mm256_setzero_si256(); 2];
+        let mut min = [minus_one; 2];
+        let mut add = |chunk: &[f32; LANES]| {
+            for i in 0..8 {
+                let at = chunk.as_ptr().add(8 * i);
+                if i % 2 == 0 {
+                    _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(PREFETCH));
+                }
+                let a = _mm256_and_si256(_mm256_loadu_si256(at.cast()), magnitude);
+                sum[i] = _mm256_add_ps(sum[i], _mm256_castsi256_ps(a));
+                max[i % 2] = _mm256_max_epu32(max[i % 2], a);
+                min[i % 2] = _mm256_min_epu32(min[i % 2], _mm256_add_epi32(a, minus_one));
+            }
+        };
+        let (chunks, rest) = w.as_chunks::<LANES>();
+        chunks.iter().for_each(&mut add);
+        if !rest.is_empty() {
+            // A zero adds +0 to a sum that is never -0, and is neither the largest nor, wrapped, the smallest.
+            let mut last = [0.0; LANES];
+            last[..rest.len()].copy_from_slice(rest);
+            add(&last);
+        }
+        _mm256_storeu_si256(largest.as_mut_ptr().cast(), _mm256_max_epu32(max[0], max[1]));
+        _mm256_storeu_si256(smallest.as_mut_ptr().cast(), _mm256_min_epu32(min[0], min[1]));
+        super::lanes::fold(sum)
+    };
+    let max_bits = largest.into_iter().fold(0, u32::max);
+    ChunkStats { sum, max_bits, min_bits: smallest.into_iter().fold(u32::MAX, u32::min).saturating_add(1) }
+}
+
+/// [`crate::lanes::Lanes::two_bit_block`].
+///
+/// # Safety
+/// AVX2 must be enabled in the caller.
+#[inline(always)]
+pub(super) unsafe fn two_bit_block<const LOW_FIRST: bool>(w: &[f32; 128], half: [f32; 2]) -> [u8; 32] {
+    let mut out = [0; 32];
+    // SAFETY: the caller's contract; loads are within 128 values, the store within 32 bytes.
+    unsafe {
+        let mut block = _mm256_setzero_si256();
+        for q in 0..4 {
+            let (high, low) = (_mm256_set1_ps(half[q / 2]), _mm256_set1_ps(-half[q / 2]));
+            // Comparisons give -1 where they hold: below - above is the ternary value.
+            let ternary = |i: usize| {
+                let v = _mm256_loadu_ps(w.as_ptr().add(32 * q + 8 * i));
+                let above = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GT_OQ>(v, high));
+                _mm256_sub_epi32(_mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(v, low)), above)
+            };
+            let a = _mm256_packs_epi32(ternary(0), ternary(1));
+            let b = _mm256_packs_epi32(ternary(2), ternary(3));
+            // Packs work in halves of a register: their groups of four come as 0 2 4 6 1 3 5 7.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let values = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order);
+            let codes = _mm256_add_epi8(values, _mm256_set1_epi8(1));
+            // Codes are at most 2, so that nothing leaves its byte.
+            let shift = _mm_cvtsi32_si128(two_bit_shift::<LOW_FIRST>(q) as i32);
+            block = _mm256_or_si256(block, _mm256_sll_epi16(codes, shift));
+        }
+        _mm256_storeu_si256(out.as_mut_ptr().cast(), block);
+    }
+    out
+}
+
+/// [`crate::lanes::Lanes::two_bit_values`].
+///
+/// # Safety
+/// AVX2 must be enabled in the caller.
+#[inline(always)]
+pub(super) unsafe fn two_bit_values<const LOW_FIRST: bool>(
+    bytes: &[u8; 32],
+    values: &[[f32; 4]; 2],
+    out: &mut [f32; 128],
+) {
+    // SAFETY: the caller's contract; loads are within 32 bytes, stores within 128 values.
+    unsafe {
+        let tables = [0, 1].map(|i| _mm256_broadcast_ps(&_mm_loadu_ps(values[i].as_ptr())));
+        let mask = _mm256_set1_epi32(3);
+        for eighth in 0..4 {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(bytes.as_ptr().add(8 * eighth).cast()));
+            for q in 0..4 {
+                let code = _mm256_srl_epi32(bytes, _mm_cvtsi32_si128(two_bit_shift::<LOW_FIRST>(q) as i32));
+                let value = _mm256_permutevar8x32_ps(tables[q / 2], _mm256_and_si256(code, mask));
+                _mm256_storeu_ps(out.as_mut_ptr().add(32 * q + 8 * eighth), value);
+            }
+        }
+    }
+}
