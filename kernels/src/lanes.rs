@@ -77,14 +77,21 @@ pub const fn two_bit_shift<const LOW_FIRST: bool>(q: usize) -> usize {
 /// Elements `start..start + out.len()` of `w` as f32, which is exact.
 #[inline(always)]
 pub fn read<S: Simd>(simd: S, w: Floats<'_>, start: usize, out: &mut [f32]) {
-    let two_bytes = |bytes: &[u8], out: &mut [f32], load: fn(S, &[u8; 2 * LANES]) -> S::F32| {
-        let (chunks, (out, rest)) = (bytes.as_chunks::<{ 2 * LANES }>().0, out.as_chunks_mut::<LANES>());
-        chunks.iter().zip(out.iter_mut()).for_each(|(from, to)| load(simd, from).store(to));
-        w.read(start + out.len() * LANES, rest);
-    };
+    // One loop each, so that the conversion is compiled into it.
+    macro_rules! two_bytes {
+        ($values:expr, $load:ident) => {{
+            let chunks =
+                bytemuck::cast_slice::<_, u8>(&$values[start..start + out.len()]).as_chunks::<{ 2 * LANES }>().0;
+            let (out, rest) = out.as_chunks_mut::<LANES>();
+            for (from, to) in chunks.iter().zip(out.iter_mut()) {
+                S::F32::$load(simd, from).store(to);
+            }
+            w.read(start + out.len() * LANES, rest);
+        }};
+    }
     match w {
-        Floats::F16(s) => two_bytes(bytemuck::cast_slice(&s[start..start + out.len()]), out, S::F32::load_f16),
-        Floats::BF16(s) => two_bytes(bytemuck::cast_slice(&s[start..start + out.len()]), out, S::F32::load_bf16),
+        Floats::F16(s) => two_bytes!(s, load_f16),
+        Floats::BF16(s) => two_bytes!(s, load_bf16),
         Floats::F32(_) => w.read(start, out),
     }
 }

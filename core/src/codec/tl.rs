@@ -16,12 +16,26 @@ pub(super) fn encode_pairs(codes: &[i8], out: &mut [u8]) {
     }
 }
 
+/// A byte to its four values; indices above 8, which no valid byte has, give zeros.
+static PAIRS: [[i8; 4]; 256] = {
+    let mut table = [[0; 4]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (first, second) = (byte >> 4, byte & 15);
+        if first <= 8 && second <= 8 {
+            table[byte] = [first as i8 / 3 - 1, first as i8 % 3 - 1, second as i8 / 3 - 1, second as i8 % 3 - 1];
+        }
+        byte += 1;
+    }
+    table
+};
+
 #[inline(always)]
 pub(super) fn decode_pairs(bytes: &[u8], out: &mut [i8]) {
-    for (quad, byte) in out.chunks_mut(4).zip(bytes) {
-        for (pair, index) in quad.chunks_mut(2).zip([byte >> 4, byte & 15]) {
-            (pair[0], pair[1]) = ((index / 3) as i8 - 1, (index % 3) as i8 - 1);
-        }
+    let (quads, rest) = out.as_chunks_mut::<4>();
+    quads.iter_mut().zip(bytes).for_each(|(quad, &byte)| *quad = PAIRS[usize::from(byte)]);
+    if let Some(&byte) = bytes.get(quads.len()) {
+        rest.copy_from_slice(&PAIRS[usize::from(byte)][..rest.len()]);
     }
 }
 
@@ -43,15 +57,35 @@ pub(super) fn encode_tl2(codes: &[i8], out: &mut [u8]) {
     encode_pairs(&codes[3 * triples..], &mut out[signs..]);
 }
 
+/// A byte of two magnitudes and, above it, their two sign bits, to six values.
+///
+/// 13 + 9a + 3b + c = 9(a+1) + 3(b+1) + (c+1): the digits in base three. Magnitudes above 13, which no valid byte has, give
+/// zeros.
+static TRIPLES: [[i8; 6]; 1024] = {
+    let mut table = [[0; 6]; 1024];
+    let mut entry = 0;
+    while entry < 1024 {
+        let magnitudes = [entry >> 4 & 15, entry & 15];
+        let mut i = 0;
+        while i < 2 && magnitudes[0] <= 13 && magnitudes[1] <= 13 {
+            let negative = entry >> (8 + i) & 1 == 1;
+            let v = if negative { 13 - magnitudes[i] } else { 13 + magnitudes[i] } as i8;
+            (table[entry][3 * i], table[entry][3 * i + 1], table[entry][3 * i + 2]) =
+                (v / 9 - 1, v / 3 % 3 - 1, v % 3 - 1);
+            i += 1;
+        }
+        entry += 1;
+    }
+    table
+};
+
 #[inline(always)]
 pub(super) fn decode_tl2(bytes: &[u8], out: &mut [i8]) {
+    // The number of triples is even: bytes hold two, sign bits come in pairs.
     let (triples, nibbles, signs) = sections(out.len());
-    for (i, t) in out[..3 * triples].chunks_exact_mut(3).enumerate() {
-        let magnitude = bytes[i / 2] >> (4 * (1 - i % 2)) & 15;
-        let sign = 1 - 2 * (bytes[nibbles + i / 8] >> (i % 8) & 1) as i8;
-        // 13 + 9a + 3b + c = 9(a+1) + 3(b+1) + (c+1): the digits in base three.
-        let v = (13 + sign * magnitude as i8) as u8;
-        (t[0], t[1], t[2]) = ((v / 9) as i8 - 1, (v / 3 % 3) as i8 - 1, (v % 3) as i8 - 1);
+    for (i, six) in out[..3 * triples].as_chunks_mut::<6>().0.iter_mut().enumerate() {
+        let sign_bits = bytes[nibbles + i / 4] >> (2 * (i % 4)) & 3;
+        *six = TRIPLES[usize::from(bytes[i]) | usize::from(sign_bits) << 8];
     }
     decode_pairs(&bytes[signs..], &mut out[3 * triples..]);
 }

@@ -18,38 +18,51 @@ pub(super) const TQ1_BYTES: usize = 54;
 pub(super) const TQ2_BYTES: usize = 66;
 const VALUES: usize = 256;
 
-/// Byte, number of its digits, and the distance of their values, for each byte of a `tq1_0` block; with the first value.
-fn trit_bytes() -> impl Iterator<Item = (usize, usize, usize, usize)> {
-    let first = (0..32).map(|m| (m, m, 32, 5));
-    let second = (0..16).map(|m| (32 + m, 160 + m, 16, 5));
-    let last = (0..4).map(|j| (48 + j, 240 + j, 4, 4));
-    first.chain(second).chain(last)
+/// Writes the digits of `N` bytes: digit n of byte m is value `n * N + m`.
+#[inline(always)]
+fn encode_digits<const N: usize>(values: &[i8], digits: usize, out: &mut [u8]) {
+    let mut q = [0u16; N];
+    for n in 0..5 {
+        for m in 0..N {
+            let digit = if n < digits { (values[n * N + m] + 1) as u16 } else { 0 };
+            q[m] = 3 * q[m] + digit;
+        }
+    }
+    out.iter_mut().zip(q).for_each(|(byte, q)| *byte = (q * 256).div_ceil(243) as u8);
+}
+
+/// Reads them.
+#[inline(always)]
+fn decode_digits<const N: usize>(bytes: &[u8; N], digits: usize, out: &mut [i8]) {
+    let mut fraction = *bytes;
+    for values in out[..digits * N].as_chunks_mut::<N>().0 {
+        for m in 0..N {
+            let tripled = u16::from(fraction[m]) * 3;
+            values[m] = (tripled >> 8) as i8 - 1;
+            fraction[m] = tripled as u8;
+        }
+    }
 }
 
 #[inline(always)]
 pub(super) fn encode_tq1(codes: &[i8], scales: &[f32], out: &mut [u8]) {
     for ((values, block), s) in codes.chunks_exact(VALUES).zip(out.chunks_exact_mut(TQ1_BYTES)).zip(scales) {
-        for (byte, first, step, digits) in trit_bytes() {
-            let q = (0..5).fold(0u16, |q, n| {
-                let digit = if n < digits { (values[first + n * step] + 1) as u16 } else { 0 };
-                3 * q + digit
-            });
-            block[byte] = (q * 256).div_ceil(243) as u8;
-        }
+        encode_digits::<32>(&values[..160], 5, &mut block[..32]);
+        encode_digits::<16>(&values[160..240], 5, &mut block[32..48]);
+        encode_digits::<4>(&values[240..], 4, &mut block[48..52]);
         block[52..].copy_from_slice(&f16::from_f32(*s).to_le_bytes());
     }
 }
 
 #[inline(always)]
 pub(super) fn decode_tq1(bytes: &[u8], out: &mut [i8]) {
-    for (values, block) in out.chunks_exact_mut(VALUES).zip(bytes.chunks_exact(TQ1_BYTES)) {
-        for (byte, first, step, digits) in trit_bytes() {
-            let mut fraction = block[byte];
-            for n in 0..digits {
-                let tripled = u16::from(fraction) * 3;
-                values[first + n * step] = (tripled >> 8) as i8 - 1;
-                fraction = tripled as u8;
-            }
+    for (values, block) in out.chunks_exact_mut(VALUES).zip(bytes.as_chunks::<TQ1_BYTES>().0) {
+        let (first, rest) = block.split_at(32);
+        let (second, last) = rest.split_at(16);
+        if let (Some(first), Some(second), Some(last)) = (first.as_array(), second.as_array(), last.first_chunk()) {
+            decode_digits::<32>(first, 5, &mut values[..160]);
+            decode_digits::<16>(second, 5, &mut values[160..240]);
+            decode_digits::<4>(last, 4, &mut values[240..]);
         }
     }
 }
