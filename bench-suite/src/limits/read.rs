@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use tersor_core::Executor;
+use tersor_kernels::arena::{Arena, Region};
 use tersor_kernels::{Body, Simd};
 
 /// How a range is walked. Which is fastest depends on the machine and on where the data is, so all are tried.
@@ -79,6 +80,10 @@ fn streams<const N: usize>(data: &[u64]) -> u64 {
 fn sum(data: &[u64], pattern: Pattern) -> u64 {
     let body = Sum { data, pattern };
     #[cfg(target_arch = "x86_64")]
+    if let Some(token) = tersor_kernels::isa::Avx512::detect() {
+        return token.run(body);
+    }
+    #[cfg(target_arch = "x86_64")]
     if let Some(token) = tersor_kernels::isa::Avx2::detect() {
         return token.run(body);
     }
@@ -88,31 +93,62 @@ fn sum(data: &[u64], pattern: Pattern) -> u64 {
 /// Memory to read. Also what makes weights cold: who reads more than the last-level cache holds leaves nothing else in it.
 #[derive(Debug)]
 pub struct ReadProbe {
-    data: Vec<u64>,
+    memory: Memory,
     total: u64,
+}
+
+/// Where it is: as packed weights are, on huge pages if the system gives them, for a limit that weights could pass is none.
+#[derive(Debug)]
+enum Memory {
+    Mapped(Region),
+    Ordinary(Vec<u64>),
+}
+
+impl Memory {
+    fn words(&self) -> &[u64] {
+        match self {
+            Memory::Mapped(region) => bytemuck::cast_slice(region.bytes()),
+            Memory::Ordinary(words) => words,
+        }
+    }
 }
 
 impl ReadProbe {
     /// `bytes` of varying content, every page touched.
     pub fn new(bytes: usize) -> Self {
-        let words = (bytes / 8).max(8 * STEP) as u64;
-        let data: Vec<u64> = (0..words).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+        let words = (bytes / 8).max(8 * STEP);
+        let mut memory = match Arena::default().region(8 * words) {
+            Ok(region) => Memory::Mapped(region),
+            Err(e) => {
+                tracing::debug!("the memory to read is on ordinary pages: {e}");
+                Memory::Ordinary(vec![0; words])
+            }
+        };
+        let data = match &mut memory {
+            Memory::Mapped(region) => bytemuck::cast_slice_mut(region.bytes_mut()),
+            Memory::Ordinary(words) => &mut words[..],
+        };
+        (0..).zip(&mut *data).for_each(|(i, word): (u64, _)| *word = i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let total = data.iter().fold(0, |a: u64, b| a.wrapping_add(*b));
-        ReadProbe { data, total }
+        ReadProbe { memory, total }
+    }
+
+    fn data(&self) -> &[u64] {
+        self.memory.words()
     }
 
     /// Bytes of it.
     pub fn bytes(&self) -> usize {
-        self.data.len() * 8
+        self.data().len() * 8
     }
 
     /// Reads part `i` of `n` once and returns bytes a second.
     pub fn read_part(&mut self, executor: &dyn Executor, pattern: Pattern, i: usize, n: usize) -> f64 {
-        let step = self.data.len() / n.max(1);
-        let range = i * step..if i + 1 == n { self.data.len() } else { (i + 1) * step };
+        let step = self.data().len() / n.max(1);
+        let range = i * step..if i + 1 == n { self.data().len() } else { (i + 1) * step };
         let bytes = range.len() * 8;
         let start = Instant::now();
-        black_box(read(&self.data, range, executor, pattern));
+        black_box(read(self.data(), range, executor, pattern));
         (bytes as f64 / start.elapsed().as_secs_f64()).round()
     }
 
@@ -121,10 +157,10 @@ impl ReadProbe {
         let times = at_least.div_ceil(self.bytes()).max(1);
         let start = Instant::now();
         for _ in 0..times {
-            let all = 0..self.data.len();
-            debug_assert_eq!(read(black_box(&self.data), all.clone(), executor, pattern), self.total);
+            let all = 0..self.data().len();
+            debug_assert_eq!(read(black_box(self.data()), all.clone(), executor, pattern), self.total);
             #[cfg(not(debug_assertions))]
-            black_box(read(black_box(&self.data), all, executor, pattern));
+            black_box(read(black_box(self.data()), all, executor, pattern));
         }
         ((times * self.bytes()) as f64 / start.elapsed().as_secs_f64()).round()
     }

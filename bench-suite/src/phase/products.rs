@@ -9,7 +9,7 @@ use tersor_core::{
 };
 
 use super::{Cold, Found, POISON, Setup, Timed, first_difference, set_floors};
-use crate::candidates::Candidates;
+use crate::candidates::{Candidate, Candidates};
 use crate::limits::Collector;
 use crate::material::{int8_activations, reference_product};
 use crate::report::{Figure, Measure, Work};
@@ -47,10 +47,10 @@ impl Which {
 /// Packed bytes that one GEMV sample goes through at least: with less, the clock and the cold start of the code show.
 const AT_LEAST: usize = 4 << 20;
 
-/// A weight in a format, packed by each tier, with the right answers.
+/// A weight in a format, packed by each candidate, with the right answers.
 struct InFormat {
     format: Format,
-    /// Copies by tier, or why there are none.
+    /// Copies by candidate, or why there are none: one that shared its weights with another would find them in the cache.
     packed: Vec<Result<Vec<PackedWeight>, String>>,
     /// The product with the first row of activations, by the reference.
     first_row: Result<Vec<f32>, String>,
@@ -67,7 +67,7 @@ pub(crate) struct Products {
 }
 
 impl Products {
-    /// Encodes and packs the model's codes, tiled to this shape, in every format for every tier. Formats that come when
+    /// Encodes and packs the model's codes, tiled to this shape, in every format for every candidate. Formats that come when
     /// `until` is over are left out: they get a reason instead of weights.
     pub(crate) fn new(setup: &Setup<'_>, shape: Shape, until: Instant) -> Self {
         let (q, scales) = int8_activations(Which::Gemm.m(), shape.cols());
@@ -103,7 +103,7 @@ impl Products {
         for format in &self.formats {
             for (i, candidate) in setup.candidates.all.iter().enumerate() {
                 let mut figure = candidate.figure(which.measure(), format.format.id(), format!("{m}x{n}x{k}"));
-                let packed = &format.packed[candidate.tier];
+                let packed = &format.packed[i];
                 let bytes = packed.as_ref().map_or(0, |p| p.first().map_or(0, PackedWeight::bytes));
                 let macs = (m * n * k) as f64;
                 figure.work = Work { units: macs, bytes: (bytes + m * k + 4 * m * n) as f64, macs };
@@ -144,7 +144,7 @@ impl Products {
 
 impl InFormat {
     fn without(candidates: &Candidates, format: Format, reason: &str) -> Self {
-        let packed = (0..candidates.tiers()).map(|_| Err(reason.to_owned())).collect();
+        let packed = candidates.all.iter().map(|_| Err(reason.to_owned())).collect();
         InFormat { format, packed, first_row: Err(reason.to_owned()), all_rows: OnceCell::new() }
     }
 
@@ -166,22 +166,16 @@ impl InFormat {
     }
 }
 
-/// Packs copies for each tier, each from bytes of its own, so that packing in place does not make one of them all.
+/// Packs copies for each candidate, each from bytes of its own, so that packing in place does not make one of them all.
 fn pack(candidates: &Candidates, weight: &Weight) -> Vec<Result<Vec<PackedWeight>, String>> {
-    (0..candidates.tiers())
-        .map(|tier| {
-            // The instance with the most threads packs fastest.
-            let of_tier = candidates.all.iter().filter(|c| c.tier == tier).max_by_key(|c| c.threads);
-            let backend = &*of_tier.ok_or("no such tier")?.backend;
-            let copies = AT_LEAST.div_ceil(weight.bytes().max(1));
-            let copy = |_| {
-                let codes = Bytes::copy_from_slice(weight.codes());
-                let own = Weight::new(weight.format(), weight.shape(), codes, weight.scales())?;
-                backend.pack(&own)
-            };
-            (0..copies).map(copy).collect::<Result<_>>().map_err(|e| e.to_string())
-        })
-        .collect()
+    let copies = AT_LEAST.div_ceil(weight.bytes().max(1));
+    let copy = |candidate: &Candidate| {
+        let codes = Bytes::copy_from_slice(weight.codes());
+        let own = Weight::new(weight.format(), weight.shape(), codes, weight.scales())?;
+        candidate.backend.pack(&own)
+    };
+    let copies = |c: &Candidate| (0..copies).map(|_| copy(c)).collect::<Result<_>>().map_err(|e| e.to_string());
+    candidates.all.iter().map(copies).collect()
 }
 
 /// A candidate's stream and operands, shared by its cases.
