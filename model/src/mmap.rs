@@ -6,10 +6,59 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
+use memmap2::Mmap;
 
 use crate::error::{Error, Result};
+
+/// The maps that are alive, so that a slice can be told from other memory.
+static MAPS: Mutex<Vec<Weak<Mmap>>> = Mutex::new(Vec::new());
+
+/// What the [`Bytes`] of a map keep alive.
+struct Owner(Arc<Mmap>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Takes the whole pages of `bytes` out of this process' resident memory, if they are of a map: they were copied, and will
+/// not be read again soon. Reading them is still right, and reads the file again.
+pub(crate) fn release(bytes: &[u8]) {
+    let maps: Vec<Arc<Mmap>> = {
+        let mut maps = MAPS.lock().unwrap_or_else(PoisonError::into_inner);
+        maps.retain(|map| map.strong_count() > 0);
+        maps.iter().filter_map(Weak::upgrade).collect()
+    };
+    let range = bytes.as_ptr_range();
+    for map in maps.iter().filter(|map| map.as_ptr_range().start <= range.start && range.end <= map.as_ptr_range().end)
+    {
+        release_in(map, range.start.addr() - map.as_ptr().addr(), bytes.len());
+    }
+}
+
+#[cfg(unix)]
+fn release_in(map: &Mmap, offset: usize, len: usize) {
+    /// A multiple of every page size in use; pages that are only in part ours stay.
+    const PAGE: usize = 64 << 10;
+    let (start, end) = (offset.next_multiple_of(PAGE), (offset + len) / PAGE * PAGE);
+    if start >= end {
+        return;
+    }
+    // SAFETY: the map is of a file, read-only and shared: pages that are given up come back from the file with the same
+    // bytes. The range lies within the map.
+    let advised = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+    if let Err(e) = advised {
+        // They cost memory then, nothing else.
+        tracing::debug!("pages that were packed stay resident: {e}");
+    }
+}
+
+#[cfg(not(unix))]
+fn release_in(_: &Mmap, _: usize, _: usize) {}
 
 /// Maps the regular file at `path` for reading.
 ///
@@ -31,8 +80,9 @@ pub fn map_file(path: &Path) -> Result<Bytes> {
     // clone is dropped. Bytes of a shared file may change under us if another process writes to it: everything read through
     // the map is checked as untrusted input, so changed bytes can give wrong numbers but no undefined reads of ours (all
     // values are plain integers and floats). Truncation by others ends the process with SIGBUS, as documented above.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
-    Ok(Bytes::from_owner(map))
+    let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?);
+    MAPS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&map));
+    Ok(Bytes::from_owner(Owner(map)))
 }
 
 #[cfg(test)]
@@ -47,6 +97,31 @@ mod tests {
         let slice = map_file(&path).unwrap().slice(6..);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(&slice[..], b"world");
+    }
+
+    #[test]
+    fn released_pages_are_not_resident_and_read_the_same() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let data: Vec<u8> = (0..8u32 << 20).map(|i| (i % 251) as u8).collect();
+        std::io::Write::write_all(&mut file, &data).unwrap();
+        let bytes = map_file(file.path()).unwrap();
+        assert_eq!(bytes, data);
+        release(&bytes[1000..]);
+        release(&data);
+        #[cfg(target_os = "linux")]
+        assert!(resident(bytes.as_ptr().addr()) <= 64, "kB of the map resident after its release");
+        assert_eq!(bytes, data);
+        #[cfg(target_os = "linux")]
+        assert!(resident(bytes.as_ptr().addr()) >= 8 << 10, "the measure sees pages that were read");
+    }
+
+    /// Resident kB of the map that starts at `address`.
+    #[cfg(target_os = "linux")]
+    fn resident(address: usize) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let of_map = maps.split_once(&format!("{address:x}-")).unwrap().1;
+        let line = of_map.lines().find(|l| l.starts_with("Rss:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     #[test]

@@ -123,6 +123,9 @@ impl Loader<'_> {
         self.require(role, &weight)?;
         let packed = self.backend.pack(&weight).map_err(|e| Error::from(e).in_tensor(&role.to_string()))?;
         tracing::trace!(packing = packed.tag().packing, bytes = packed.bytes(), borrowed = packed.borrowed());
+        if !packed.borrowed() {
+            crate::mmap::release(weight.codes());
+        }
         (self.loaded)(role, packed.bytes());
         Ok(packed)
     }
