@@ -6,10 +6,12 @@
 use std::any::Any;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
 
+use crate::memory::HostMemory;
 use crate::{Error, QuantBackend, Result, Stream};
 
 /// Element types of operands.
@@ -74,7 +76,11 @@ pub trait DeviceMemory: Any + Send + Sync + fmt::Debug {
 /// A cache line: host allocations are made of these, so that they are aligned for every vector width.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
-struct Line([u8; 64]);
+pub(crate) struct Line([u8; 64]);
+
+impl Line {
+    pub(crate) const ZERO: Line = Line([0; 64]);
+}
 
 /// Untyped memory, as [`QuantBackend::alloc`] returns it.
 #[derive(Debug)]
@@ -82,14 +88,48 @@ pub struct RawBuffer(Storage);
 
 #[derive(Debug)]
 enum Storage {
-    Host { lines: Vec<Line>, bytes: usize },
+    Host { lines: Lines, bytes: usize },
     Device(Box<dyn DeviceMemory>),
 }
 
+/// Host memory, and the pool that it goes back to.
+#[derive(Debug)]
+struct Lines {
+    lines: Vec<Line>,
+    home: Option<Arc<HostMemory>>,
+}
+
+impl std::ops::Deref for Lines {
+    type Target = [Line];
+    fn deref(&self) -> &[Line] {
+        &self.lines
+    }
+}
+
+impl std::ops::DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [Line] {
+        &mut self.lines
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        if let Some(home) = &self.home {
+            home.give_back(std::mem::take(&mut self.lines));
+        }
+    }
+}
+
 impl RawBuffer {
-    /// Zeroed host memory, aligned to 64 bytes.
+    /// Zeroed host memory of no pool, aligned to 64 bytes.
     pub fn host(bytes: usize) -> Self {
-        RawBuffer(Storage::Host { lines: vec![Line::zeroed(); bytes.div_ceil(64)], bytes })
+        let lines = Lines { lines: vec![Line::ZERO; bytes.div_ceil(64)], home: None };
+        RawBuffer(Storage::Host { lines, bytes })
+    }
+
+    /// Memory of a pool.
+    pub(crate) fn pooled(lines: Vec<Line>, bytes: usize, home: Arc<HostMemory>) -> Self {
+        RawBuffer(Storage::Host { lines: Lines { lines, home: Some(home) }, bytes })
     }
 
     /// Memory of a device.
@@ -108,7 +148,7 @@ impl RawBuffer {
     /// The bytes, if this is host memory.
     pub fn as_host(&self) -> Option<&[u8]> {
         match &self.0 {
-            Storage::Host { lines, bytes } => Some(&bytemuck::cast_slice(lines)[..*bytes]),
+            Storage::Host { lines, bytes } => Some(&bytemuck::cast_slice(&lines[..])[..*bytes]),
             Storage::Device(_) => None,
         }
     }
@@ -116,7 +156,7 @@ impl RawBuffer {
     /// The bytes for writing, if this is host memory.
     pub fn as_host_mut(&mut self) -> Option<&mut [u8]> {
         match &mut self.0 {
-            Storage::Host { lines, bytes } => Some(&mut bytemuck::cast_slice_mut(lines)[..*bytes]),
+            Storage::Host { lines, bytes } => Some(&mut bytemuck::cast_slice_mut(&mut lines[..])[..*bytes]),
             Storage::Device(_) => None,
         }
     }
@@ -185,7 +225,7 @@ impl<T: Element> Buffer<T> {
         let range = clamp(range, self.len);
         match &self.raw.0 {
             Storage::Host { lines, bytes } => {
-                In::Host(&bytemuck::cast_slice::<u8, T>(&bytemuck::cast_slice(lines)[..*bytes])[range])
+                In::Host(&bytemuck::cast_slice::<u8, T>(&bytemuck::cast_slice(&lines[..])[..*bytes])[range])
             }
             Storage::Device(m) => In::Device(DeviceSlice { memory: &**m, offset: range.start, len: range.len() }),
         }
@@ -200,9 +240,9 @@ impl<T: Element> Buffer<T> {
     pub fn output_range(&mut self, range: Range<usize>) -> Out<'_, T> {
         let range = clamp(range, self.len);
         match &mut self.raw.0 {
-            Storage::Host { lines, bytes } => {
-                Out::Host(&mut bytemuck::cast_slice_mut::<u8, T>(&mut bytemuck::cast_slice_mut(lines)[..*bytes])[range])
-            }
+            Storage::Host { lines, bytes } => Out::Host(
+                &mut bytemuck::cast_slice_mut::<u8, T>(&mut bytemuck::cast_slice_mut(&mut lines[..])[..*bytes])[range],
+            ),
             Storage::Device(m) => Out::Device(DeviceSlice { memory: &**m, offset: range.start, len: range.len() }),
         }
     }

@@ -1,10 +1,10 @@
-//! What a backend gets from its host: threads, a log, and the wish to stop.
+//! What a backend gets from its host: threads, memory, a log, and the wish to stop.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::Isa;
+use crate::{HostMemory, Isa};
 
 /// Runs independent tasks, on one thread or many. The registry implements it over its one pool; a plugin gets the same
 /// through the C ABI.
@@ -49,6 +49,7 @@ pub struct HostContext {
     executor: Arc<dyn Executor>,
     log: Arc<LogFn>,
     cancelled: Arc<AtomicBool>,
+    memory: Arc<HostMemory>,
     /// Use kernels of this tier, and fail where the backend or the machine lacks it; `None`: the best there is.
     pub isa: Option<Isa>,
 }
@@ -56,7 +57,7 @@ pub struct HostContext {
 impl HostContext {
     /// A context that runs work on `executor`, logs nowhere and forces no ISA.
     pub fn new(executor: Arc<dyn Executor>) -> Self {
-        HostContext { executor, log: Arc::new(|_, _| {}), cancelled: Arc::default(), isa: None }
+        HostContext { executor, log: Arc::new(|_, _| {}), cancelled: Arc::default(), memory: Arc::default(), isa: None }
     }
 
     /// A context for the calling thread alone.
@@ -74,6 +75,17 @@ impl HostContext {
     pub fn with_isa(mut self, isa: Option<Isa>) -> Self {
         self.isa = isa;
         self
+    }
+
+    /// The same with buffers from `memory`.
+    pub fn with_memory(mut self, memory: Arc<HostMemory>) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// Where host buffers come from.
+    pub fn memory(&self) -> &Arc<HostMemory> {
+        &self.memory
     }
 
     /// Where work runs.

@@ -145,7 +145,7 @@ impl<S: Simd> QuantBackend for CpuBackend<S> {
     }
 
     fn alloc(&self, bytes: usize) -> Result<RawBuffer> {
-        Ok(RawBuffer::host(bytes))
+        self.host.memory().alloc(self.kernels.backend, bytes)
     }
 
     fn open_stream(&self) -> Result<Box<dyn Stream>> {

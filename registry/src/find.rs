@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 use tersor_core::host::LogLevel;
-use tersor_core::{DeviceKind, HostContext, Isa, OpSpec, Probe, QuantBackend, Support, entries};
+use tersor_core::{DeviceKind, HostContext, HostMemory, Isa, OpSpec, Probe, QuantBackend, Support, entries};
 
 use crate::config::{Config, Device};
 use crate::decision::{Choice, Decision, Reason, Rejected};
@@ -66,8 +66,11 @@ impl Registry {
         }
         let threads = config.threads.count.map_or_else(Pool::available, |n| n.get().into());
         let isa = config.select.isa.as_ref().map(|isa| isa.as_str().parse::<Isa>()).transpose()?;
-        let host =
-            HostContext::new(Arc::new(Pool::new(threads)?)).with_isa(isa).with_log(|level, message| match level {
+        let budget = config.memory.pool.map(|size| usize::try_from(size.bytes()).unwrap_or(usize::MAX));
+        let host = HostContext::new(Arc::new(Pool::new(threads)?))
+            .with_isa(isa)
+            .with_memory(Arc::new(HostMemory::new(budget)))
+            .with_log(|level, message| match level {
                 LogLevel::Error => tracing::error!("{message}"),
                 LogLevel::Warn => tracing::warn!("{message}"),
                 LogLevel::Info => tracing::info!("{message}"),

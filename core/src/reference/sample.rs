@@ -7,8 +7,23 @@ use super::math::ln;
 use crate::op::SampleParams;
 
 /// Index of the largest logit, the lowest one among equals; `None` if there is none or one is NaN.
+#[inline(always)]
 pub fn argmax(logits: &[f32]) -> Option<u32> {
-    best(logits.iter().copied().enumerate())
+    // The largest value first, in lanes, then where it stands: max is free of order, and +0 equals -0 in both steps.
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let mut nan = [false; 16];
+    let (chunks, rest) = logits.as_chunks::<16>();
+    for chunk in chunks {
+        for j in 0..16 {
+            lanes[j] = if chunk[j] > lanes[j] { chunk[j] } else { lanes[j] };
+            nan[j] |= chunk[j].is_nan();
+        }
+    }
+    if nan.contains(&true) || rest.iter().any(|l| l.is_nan()) {
+        return None;
+    }
+    let max = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|&l| l == max).map(|i| i as u32)
 }
 
 fn best(scores: impl Iterator<Item = (usize, f32)>) -> Option<u32> {
@@ -99,6 +114,15 @@ mod tests {
     fn greedy_takes_the_first_of_equals_and_refuses_nan() {
         assert_eq!(argmax(&[1.0, 4.0, 4.0]), Some(1));
         assert_eq!(argmax(&[1.0, f32::NAN]), None);
+        assert_eq!(argmax(&[f32::NEG_INFINITY; 40]), Some(0));
+        for at in 0..50 {
+            let mut logits = vec![-1.0; 50];
+            (logits[at], logits[49]) = (2.0, 2.0);
+            assert_eq!(argmax(&logits), Some(at as u32));
+            logits[at] = f32::NAN;
+            assert_eq!(argmax(&logits), None);
+        }
+        assert_eq!(argmax(&[-0.0, 0.0]), Some(0));
         assert_eq!(argmax(&[]), None);
         assert_eq!(sample(&[f32::NAN, 1.0], &params(1.0, None), 0), None);
     }

@@ -60,8 +60,9 @@ sections! {
 
     /// Memory budgets.
     Memory [memory] {
-        /// The most bytes that the buffer pool of one device may hold.
-        Later pool: Option<ByteSize> = None;
+        /// The most bytes that the pool of host buffers may hold: activations, the KV cache, logits. Packed weights are not
+        /// buffers.
+        Now pool: Option<ByteSize> = None;
         /// Let backends use weights where they are, memory-mapped, instead of copying them.
         Later zero_copy: bool = true;
     }
