@@ -25,7 +25,7 @@ apt_need() {
 }
 
 # ISAs whose kernels are in the tree. A test of one of these must not be skipped on a CPU that has it.
-BUILT_ISAS="avx2 avx-vnni avx512 avx512-vnni avx512-vbmi neon neon-dotprod"
+BUILT_ISAS="avx2 avx-vnni avx512 avx512-vnni avx512-vbmi neon neon-dotprod neon-i8mm"
 
 # require ISA...: those of the given ISAs whose kernels exist, comma-separated, for TERSOR_REQUIRE.
 require() {

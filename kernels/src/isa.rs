@@ -185,3 +185,33 @@ impl Simd for NeonDot {
         unsafe { inner(self, body) }
     }
 }
+
+/// [`NeonDot`] with the int8 matrix instructions.
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, Copy)]
+pub struct NeonI8mm(());
+
+#[cfg(target_arch = "aarch64")]
+impl NeonI8mm {
+    /// The token, if CPU and OS support NEON, its dot products and its int8 matrix products.
+    pub fn detect() -> Option<Self> {
+        let i8mm = std::arch::is_aarch64_feature_detected!("i8mm");
+        (NeonDot::detect().is_some() && i8mm).then_some(NeonI8mm(()))
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Simd for NeonI8mm {
+    const ISA: Option<Isa> = Some(Isa::NeonI8mm);
+    type F32 = crate::arch::aarch64::neon::F32x64;
+
+    #[inline]
+    fn run<B: Body>(self, body: B) -> B::Out {
+        #[target_feature(enable = "neon,dotprod,i8mm")]
+        fn inner<B: Body>(simd: NeonI8mm, body: B) -> B::Out {
+            body.run(simd)
+        }
+        // SAFETY: a token exists only where `detect` found all three features.
+        unsafe { inner(self, body) }
+    }
+}

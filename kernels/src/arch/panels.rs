@@ -212,7 +212,7 @@ unsafe fn column<R: Registers, D: Unpack<R, Q>, const Q: usize, const U: usize>(
 /// [`Registers`]; `w` has P panels, `panel_bytes` apart, of `steps` steps; `x` points to the first of the C columns in a group of
 /// as many columns.
 #[inline(always)]
-unsafe fn block<R: Registers, D: Unpack<R, Q>, const Q: usize, const P: usize, const C: usize>(
+pub(crate) unsafe fn block<R: Registers, D: Unpack<R, Q>, const Q: usize, const P: usize, const C: usize>(
     unpack: D,
     (w, panel_bytes): (*const u8, usize),
     steps: usize,

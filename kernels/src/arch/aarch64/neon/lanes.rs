@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use crate::isa::{Neon, NeonDot, Simd};
+use crate::isa::{Neon, NeonDot, NeonI8mm, Simd};
 use crate::lanes::Lanes;
 
 /// The 64 lanes of a float sum in sixteen registers.
@@ -37,6 +37,8 @@ pub unsafe trait HasNeon: Simd {}
 unsafe impl HasNeon for Neon {}
 // SAFETY: `detect` asks for it.
 unsafe impl HasNeon for NeonDot {}
+// SAFETY: `detect` asks for it.
+unsafe impl HasNeon for NeonI8mm {}
 
 // SAFETY (all blocks): the lanes are made with a token, which is proof of NEON; loads and stores are within the arrays,
 // whose lengths are in their types.

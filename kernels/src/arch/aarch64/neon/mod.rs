@@ -1,7 +1,9 @@
-//! NEON and DotProd.
+//! NEON, DotProd and I8MM.
 
+mod i8mm;
 mod lanes;
 mod panels;
 
+pub use i8mm::{scaled_neon_i8mm, sums_neon_i8mm};
 pub use lanes::F32x64;
 pub use panels::*;
