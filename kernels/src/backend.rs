@@ -112,11 +112,6 @@ impl<S: Simd> QuantBackend for CpuBackend<S> {
         if let Err(e) = spec.check() {
             return Support::no(e.to_string());
         }
-        if let OpSpec::MatMul { format, .. } | OpSpec::GatherRows { format, .. } = spec
-            && format.is_block()
-        {
-            return Support::no(format!("{} has no {format} kernels", self.kernels.backend));
-        }
         if let OpSpec::MatMul { scale_block: Some(block), k, .. } = spec
             && !k.is_multiple_of(*block)
         {
@@ -220,7 +215,7 @@ impl Names {
                 |panels: Option<&PanelKernels<S>>| panels.filter(|_| f.is_ternary()).map_or(["1x1"; 2], |p| p.tiles);
             let (one, several) =
                 (tiles(kernels.panels.first()), tiles(kernels.panels.iter().find(|p| p.scaled.is_some())));
-            let act = if f.is_ternary() { "i8" } else { "f32" };
+            let act = if f.is_float() { "f32" } else { "i8" };
             names.matmul[i] = std::array::from_fn(|j| {
                 let op = ["gemv", "gemm"][j % 2];
                 let tile = match j / 2 {

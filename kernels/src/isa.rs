@@ -2,6 +2,7 @@
 
 use tersor_core::Isa;
 
+use crate::heads::{self, Group};
 use crate::lanes::{Array, Lanes};
 
 /// A piece of work that can be instantiated for an ISA. Mark `run` and what it calls `#[inline(always)]`: only code that
@@ -23,6 +24,12 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
 
     /// Runs a body, compiled for this ISA.
     fn run<B: Body>(self, body: B) -> B::Out;
+
+    /// [`heads::group_products`] of a group of `q6_k` or `q8_0`. To be called inside of [`Simd::run`].
+    #[inline(always)]
+    fn group_products<const Q6: bool>(self, group: Group<'_>, out: &mut [f32; heads::GROUP]) {
+        *out = heads::group_products::<Q6>(group);
+    }
 
     /// The name in kernel names.
     fn name(self) -> &'static str {
@@ -62,6 +69,11 @@ macro_rules! x86_token {
         impl Simd for $name {
             const ISA: Option<Isa> = Some($isa);
             type F32 = $lanes;
+
+            #[inline(always)]
+            fn group_products<const Q6: bool>(self, group: Group<'_>, out: &mut [f32; heads::GROUP]) {
+                crate::arch::x86_64::heads::group_products::<Self, Q6>(self, group, out);
+            }
 
             #[inline]
             fn run<B: Body>(self, body: B) -> B::Out {

@@ -6,7 +6,7 @@ use tersor_conformance_broken::{Fault, backend};
 /// A fault, the cases that are run, and a part of the names of cases that have to fail.
 ///
 /// Only the ops that a fault touches are run, to save time; the honest backend passes them all.
-const CAUGHT_BY: [(Fault, &str, &str); 36] = [
+const CAUGHT_BY: [(Fault, &str, &str); 39] = [
     (Fault::TailOffByOne, "matmul/tl", "matmul/tl1/m1.n3.k2/sums"),
     (Fault::NibblesSwapped, "matmul/tl1", "matmul/tl1/m2.n256.k256/onehot"),
     (Fault::I2sBlock64, "quantize/i2_s/", "quantize/i2_s/f32/1x128/gaussian"),
@@ -15,6 +15,9 @@ const CAUGHT_BY: [(Fault, &str, &str); 36] = [
     (Fault::IgnoredScale, "matmul/tq2_0/", "matmul/tq2_0/m1.n1.k256/scaled"),
     (Fault::FirstBlockScale, "matmul/i2_s_g128/", "matmul/i2_s_g128/m1.n1.k2560/block-scales"),
     (Fault::BlocksInSequence, "matmul/tq2_0/", "matmul/tq2_0/m8.n17.k1024/block-scales"),
+    (Fault::BlocksInSequence, "matmul/q6_k/", "matmul/q6_k/m1.n3.k2560/random"),
+    (Fault::FirstBlockScale, "matmul/q8_0/", "matmul/q8_0/m1.n3.k64/random"),
+    (Fault::AddStores, "matmul/q6_k/", "matmul/q6_k/m3.n5.k2560/add"),
     (Fault::ZeroBlocksCount, "matmul/tq1_0/", "matmul/tq1_0/m3.n4.k1280/zero-blocks"),
     (Fault::StaleOutput, "stale/", "stale/matmul/i2_s"),
     (Fault::CachedByShape, "determinism/", "determinism/matmul/tl2"),

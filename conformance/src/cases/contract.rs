@@ -19,7 +19,7 @@ pub(super) fn cases(_: Profile) -> Vec<Case> {
         cases.push(Case::new(format!("foreign-pack/matmul/{format}"), move |rig| foreign_pack(rig, format)));
     }
     cases.push(Case::new("foreign-pack/gather_rows/f32", foreign_table));
-    for format in ternary_formats().chain(Format::DENSE) {
+    for format in ternary_formats().chain(Format::tables()) {
         cases.push(Case::new(format!("pack/{format}"), move |rig| pack(rig, format)));
     }
     cases.push(Case::new("supports/impossible-specs", impossible));

@@ -1,6 +1,7 @@
 //! The case list.
 
 mod attention;
+mod blocks;
 mod contract;
 mod dense;
 mod dequantize;
@@ -49,7 +50,7 @@ pub(crate) fn ternary_formats() -> impl Iterator<Item = Format> {
 
 /// All cases of a profile, in the order in which they run.
 pub(crate) fn list(profile: Profile) -> Vec<Case> {
-    let families: [fn(Profile) -> Vec<Case>; 15] = [
+    let families: [fn(Profile) -> Vec<Case>; 16] = [
         required::cases,
         math::cases,
         memory::cases,
@@ -60,6 +61,7 @@ pub(crate) fn list(profile: Profile) -> Vec<Case> {
         matmul::cases,
         scaled::cases,
         dense::cases,
+        blocks::cases,
         model::cases,
         attention::cases,
         sample::cases,

@@ -8,6 +8,7 @@
 //! sampling. A case of its own compares them with `f64`.
 
 pub mod attention;
+pub mod blocks;
 pub mod float;
 pub mod layout;
 pub mod matmul;

@@ -6,6 +6,7 @@ use tersor_core::reference::{math, rope, rows};
 use tersor_core::{Error, PackedWeight, Result, codec};
 
 use super::Context;
+use crate::heads;
 use crate::isa::{Body, Simd};
 use crate::lanes;
 use crate::pack::Packed;
@@ -213,6 +214,9 @@ impl<S: Simd> Context<'_, S> {
     }
 
     pub(super) fn gather(self, table: &PackedWeight, ids: &[u32], y: &mut [f32]) -> Result<()> {
+        if let Some(done) = heads::gather(self.kernels.backend, self.kernels.isa, table, ids, y) {
+            return done;
+        }
         if let Packed::Dense(bytes) = table.data::<Packed>(self.kernels.backend)? {
             let (cols, row_bytes) = (table.shape().cols(), bytes.len() / table.shape().rows());
             for (&id, y) in ids.iter().zip(y.chunks_exact_mut(cols)) {

@@ -10,6 +10,7 @@ use tersor_core::reference::matmul::{scaled, scaled_blocks};
 use tersor_core::{Activations, Epilogue, Format, Output, PackedWeight, Result};
 
 use super::Context;
+use crate::heads;
 use crate::isa::{Body, Simd};
 use crate::lanes::{self, Lanes};
 use crate::pack::{BLOCK, BLOCK_BYTES, Codes, Packed, Scales, Ternary, row_bytes};
@@ -224,6 +225,14 @@ impl Sink<'_> {
 impl<S: Simd> Context<'_, S> {
     pub(super) fn matmul(self, w: &PackedWeight, x: Activations<'_>, y: Output<'_>, epilogue: Epilogue) -> Result<()> {
         let (n, k) = (w.shape().rows(), w.shape().cols());
+        if let (true, Activations::Int8 { q, scales }) = (w.format().is_block(), x) {
+            let Output::F32(y) = y else { return Ok(()) };
+            let id = self.kernels.backend;
+            let (q, scales) = (q.host("activations", id)?, scales.host("activation scales", id)?);
+            let product = heads::Product { w, q, scales, y: y.host("y", id)?, epilogue };
+            let memory = (&mut self.scratch.padded, &mut self.scratch.sums);
+            return product.run(id, self.kernels.isa, self.executor, memory);
+        }
         let sink = match y {
             Output::F32(y) => Sink::F32(Parts::new(y.host("y", self.kernels.backend)?), epilogue),
             Output::I32(y) => Sink::I32(Parts::new(y.host("y", self.kernels.backend)?), epilogue),

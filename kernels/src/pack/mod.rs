@@ -12,6 +12,7 @@ use tersor_core::codec::{self, rows_of};
 use tersor_core::{Bytes, Error, Format, PackTag, PackedWeight, Result, Shape, Weight};
 
 use crate::arena::{Arena, Region};
+use crate::heads;
 use crate::isa::{Body, Simd};
 use crate::split;
 use panels::{Density, Layout};
@@ -105,6 +106,9 @@ fn layout(layouts: &[Layout], uniform: bool) -> Option<Layout> {
 /// The most bytes that [`Packer::pack`] makes of a weight of this format and shape.
 pub(crate) fn packed_size(layouts: &[Layout], format: Format, shape: Shape) -> Result<usize> {
     let len = format.encoded_len(shape)?;
+    if let Some(bytes) = heads::packed_size(format, shape) {
+        return Ok(bytes);
+    }
     if !format.is_ternary() {
         return Ok(len.bytes);
     }
@@ -119,6 +123,9 @@ pub(crate) fn packed_size(layouts: &[Layout], format: Format, shape: Shape) -> R
 impl<S: Simd> Packer<'_, S> {
     /// Packs a weight.
     pub(crate) fn pack(&self, w: &Weight) -> Result<PackedWeight> {
+        if let Some(packed) = heads::pack(self, w)? {
+            return Ok(packed);
+        }
         let tag = |packing| PackTag { backend: self.backend.into(), packing };
         if !w.format().is_ternary() {
             let data = Arc::new(Packed::Dense(w.shared_codes()));

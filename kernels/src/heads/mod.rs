@@ -1,0 +1,161 @@
+//! Heads and embeddings in `q8_0` and `q6_k`: their packing, and their products with int8 activations.
+//!
+//! Both formats have integer codes and a scale for each block of 32 or 16 of them, and a row is the sum of `f32(block's
+//! sum) * scale` by 64 lanes, block b in lane `b mod 64`. So the packing turns a row round: sixteen blocks make a *group*,
+//! whose codes lie in vectors of 64 bytes, and bytes `4 j .. 4 j + 4` of vector v are values `4 v .. 4 v + 4` of block j.
+//! A dot product of bytes that adds four neighbours (`vpdpbusd`) then leaves block j's sum in lane j when it has been
+//! through the group's vectors, with no sum across lanes, and four groups are one step of the 64 lanes.
+//!
+//! Codes are unsigned in the packing, with 128 or 32 added: the first operand of `vpdpbusd` is. What that adds to a sum is
+//! taken off by starting it at `-128` or `-32` times the sum of the block's activations, which are made once for all rows.
+//!
+//! A row is one stream that is read upwards: its scales as the format has them, padded to a cache line, then its codes (8
+//! or 6 bits each). At 2,560 columns that is 2,752 and 2,112 bytes, 1.2 and 0.6 % more than the file's.
+
+mod pack;
+mod product;
+#[cfg(test)]
+mod tests;
+
+use tersor_core::{Format, f16};
+
+pub(crate) use pack::{gather, pack, packed_size};
+pub(crate) use product::Product;
+
+/// Blocks of a group.
+pub const GROUP: usize = 16;
+/// Bytes of a vector of codes or activations.
+pub const VECTOR: usize = 64;
+/// Groups that are one step of the lanes of a float sum.
+pub const STEP: usize = 4;
+
+/// Where things lie in a packed row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    format: Format,
+    blocks: usize,
+}
+
+impl Layout {
+    /// The layout of rows of `cols` weights; `None` for other formats than `q8_0` and `q6_k`.
+    pub fn of(format: Format, cols: usize) -> Option<Self> {
+        let block = format.scale_block().filter(|_| format.is_block())?;
+        Some(Layout { format, blocks: cols / block })
+    }
+
+    fn is_q6(self) -> bool {
+        self.format == Format::Q6K
+    }
+
+    /// Weights of a block.
+    fn block(self) -> usize {
+        if self.is_q6() { 16 } else { 32 }
+    }
+
+    /// What is added to codes.
+    fn bias(self) -> i32 {
+        if self.is_q6() { 32 } else { 128 }
+    }
+
+    fn groups(self) -> usize {
+        self.blocks.div_ceil(GROUP)
+    }
+
+    /// Activations of a group.
+    fn group_values(self) -> usize {
+        GROUP * self.block()
+    }
+
+    /// Bytes of a group's codes.
+    fn code_bytes(self) -> usize {
+        if self.is_q6() { Q6_CODES } else { Q8_CODES }
+    }
+
+    /// Bytes of a packed row's scales, with what follows up to the codes.
+    fn scale_bytes(self) -> usize {
+        (self.groups() * if self.is_q6() { GROUP + 2 } else { 2 * GROUP }).next_multiple_of(VECTOR)
+    }
+
+    /// Bytes of a packed row.
+    fn row_bytes(self) -> usize {
+        self.scale_bytes() + self.groups() * self.code_bytes()
+    }
+
+    /// A packed row's codes; its scales: f16 of `q8_0`, int8 of `q6_k`; the f16 scales of `q6_k`, one a group.
+    #[inline(always)]
+    fn parts(self, row: &[u8]) -> (&[u8], &[u8], &[u8]) {
+        let groups = self.groups();
+        let (rest, codes) = row.split_at(self.scale_bytes());
+        if self.is_q6() {
+            let (scales, rest) = rest.split_at(groups * GROUP);
+            (codes, scales, &rest[..2 * groups])
+        } else {
+            (codes, &rest[..groups * 2 * GROUP], &[])
+        }
+    }
+}
+
+/// Bytes of the codes of a group of `q8_0`: eight vectors.
+pub const Q8_CODES: usize = 8 * VECTOR;
+/// Bytes of the codes of a group of `q6_k`: the low four bits of vectors 0 and 1 in the nibbles of one, those of 2 and 3 in
+/// another; a third has two high bits of each, those of vector 0 lowest.
+pub const Q6_CODES: usize = 3 * VECTOR;
+
+/// A group of a packed row and the activations that it meets.
+#[derive(Debug, Clone, Copy)]
+pub struct Group<'a> {
+    /// [`Q8_CODES`] or [`Q6_CODES`] bytes.
+    pub codes: &'a [u8],
+    /// 16 f16 scales of `q8_0`, or 16 int8 ones of `q6_k`.
+    pub scales: &'a [u8],
+    /// The f16 scale of `q6_k`; for `q8_0` it is not used.
+    pub d: &'a [u8; 2],
+    /// 512 or 256 activations, in the order of the codes.
+    pub x: &'a [i8],
+    /// What each block's sum starts at.
+    pub start: &'a [i32; GROUP],
+}
+
+/// The `i`th f16 of some.
+#[inline(always)]
+fn half_at(bytes: &[u8], i: usize) -> f32 {
+    f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32()
+}
+
+/// The 256 unsigned codes of a group of `q6_k`, in the order of its vectors.
+#[inline(always)]
+fn q6_codes(bytes: &[u8], codes: &mut [u8; 4 * VECTOR]) {
+    let (low, high) = bytes.split_at(2 * VECTOR);
+    for (v, codes) in codes.chunks_exact_mut(VECTOR).enumerate() {
+        let low = &low[v / 2 * VECTOR..][..VECTOR];
+        for ((c, l), h) in codes.iter_mut().zip(low).zip(high) {
+            *c = (l >> (v % 2 * 4) & 15) | (h >> (2 * v) & 3) << 4;
+        }
+    }
+}
+
+/// `f32(sum) * scale` of each block of a group, in code that any compiler can vectorise.
+#[inline(always)]
+pub fn group_products<const Q6: bool>(group: Group<'_>) -> [f32; GROUP] {
+    let mut sums = *group.start;
+    let mut unpacked = [0; 4 * VECTOR];
+    let codes = if Q6 {
+        q6_codes(group.codes, &mut unpacked);
+        &unpacked[..]
+    } else {
+        group.codes
+    };
+    for (codes, x) in codes.chunks_exact(VECTOR).zip(group.x.chunks_exact(VECTOR)) {
+        for (sum, (codes, x)) in sums.iter_mut().zip(codes.as_chunks::<4>().0.iter().zip(x.as_chunks::<4>().0)) {
+            for i in 0..4 {
+                *sum += i32::from(codes[i]) * i32::from(x[i]);
+            }
+        }
+    }
+    let mut products = [0.0; GROUP];
+    for j in 0..GROUP {
+        let scale = if Q6 { half_at(group.d, 0) * f32::from(group.scales[j] as i8) } else { half_at(group.scales, j) };
+        products[j] = sums[j] as f32 * scale;
+    }
+    products
+}
