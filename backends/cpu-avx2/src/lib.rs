@@ -36,7 +36,7 @@ fn tiers() -> Tiers {
         &[PanelKernels { layout: BITS2, sums: sums_avx2, scaled: Some(scaled_avx2), tiles: TILES }];
     static AVX_VNNI: &[PanelKernels<AvxVnni>] =
         &[PanelKernels { layout: BITS2, sums: sums_avx_vnni, scaled: Some(scaled_avx_vnni), tiles: TILES }];
-    const TILES: [&str; 2] = ["8x1", "16x8"];
+    const TILES: [&str; 2] = ["8x1", "16x4"];
     Tiers::new(ID, VERSION, KERNEL_REVISION, "AVX2").tier(Avx2::detect(), AVX2).tier(AvxVnni::detect(), AVX_VNNI)
 }
 

@@ -7,7 +7,7 @@
 //! * one row of activations: one panel, an accumulator for each quad of a step (twice that where the dot instruction adds
 //!   straight to i32 and its latency would show). Codes stay where they lie in their byte, masked but not shifted, where
 //!   the accumulator has room for it: four operations a step less, and one shift at the end of the row.
-//! * more rows: two panels x [`COLUMNS`] rows at most, all sums in registers from the row's first step to its last.
+//! * more rows: two panels x [`COLUMNS`] rows (half of them where there are 16 registers) at most, all sums in registers from the row's first step to its last.
 //!
 //! Activations of more than one row come as groups of `m` rows, quad after quad: four bytes of row 0, four of row 1, ...
 
@@ -66,6 +66,8 @@ pub(crate) trait Registers {
     type F: Copy;
     /// i32 lanes, which are rows of a panel.
     const ROWS: usize;
+    /// Columns of a tile of two panels: as many as leave registers for codes and activations.
+    const TILE: usize;
     /// How many results of `dot` may be added before `widen`.
     const ADDS: usize;
     /// Whether unpacking may leave codes unshifted: products of up to `192 * 128` then fit.
@@ -277,25 +279,33 @@ pub(crate) unsafe fn sums<R: Registers, D: Unpack<R, Q>, const Q: usize, const U
         }
         let mut p = 0;
         macro_rules! columns {
-            ($p:literal, $c:literal) => {{
-                let sums = block::<R, D, Q, $p, $c>(unpack, (w.add(p * panel_bytes), panel_bytes), steps, (x, m));
+            ($p:literal, $c:literal, $first:ident) => {{
+                let group = (x.add(4 * $first), m);
+                let sums = block::<R, D, Q, $p, $c>(unpack, (w.add(p * panel_bytes), panel_bytes), steps, group);
                 for (i, row) in sums.iter().enumerate() {
                     for (c, &v) in row.iter().enumerate() {
-                        R::store(v, out.add(((p + i) * m + c) * R::ROWS));
+                        R::store(v, out.add(((p + i) * m + $first + c) * R::ROWS));
                     }
                 }
             }};
         }
         macro_rules! panels {
             ($p:literal) => {
-                match m {
-                    2 => columns!($p, 2),
-                    3 => columns!($p, 3),
-                    4 => columns!($p, 4),
-                    5 => columns!($p, 5),
-                    6 => columns!($p, 6),
-                    7 => columns!($p, 7),
-                    _ => columns!($p, 8),
+                let mut c = 0;
+                while c < m {
+                    // Widths above the ISA's tile are never compiled in.
+                    match (m - c).min(R::TILE) {
+                        1 => columns!($p, 1, c),
+                        2 => columns!($p, 2, c),
+                        3 => columns!($p, 3, c),
+                        4 => columns!($p, 4, c),
+                        5 if R::TILE > 4 => columns!($p, 5, c),
+                        6 if R::TILE > 4 => columns!($p, 6, c),
+                        7 if R::TILE > 4 => columns!($p, 7, c),
+                        _ if R::TILE > 4 => columns!($p, 8, c),
+                        _ => {}
+                    }
+                    c += R::TILE;
                 }
             };
         }

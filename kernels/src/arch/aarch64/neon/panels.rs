@@ -29,6 +29,7 @@ macro_rules! registers {
             type V = int32x4_t;
             type F = float32x4_t;
             const ROWS: usize = ROWS;
+            const TILE: usize = 8;
             const ADDS: usize = usize::MAX;
             const LOOSE: bool = false;
 

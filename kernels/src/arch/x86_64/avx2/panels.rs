@@ -29,6 +29,7 @@ macro_rules! registers {
             type V = __m256i;
             type F = __m256;
             const ROWS: usize = ROWS;
+            const TILE: usize = 4;
             const ADDS: usize = $adds;
             const LOOSE: bool = $loose;
 

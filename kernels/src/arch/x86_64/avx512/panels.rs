@@ -34,6 +34,7 @@ macro_rules! registers {
             type V = __m512i;
             type F = __m512;
             const ROWS: usize = ROWS;
+            const TILE: usize = 8;
             const ADDS: usize = $adds;
             const LOOSE: bool = $loose;
 
