@@ -28,6 +28,8 @@ macro_rules! kernels {
     };
 }
 kernels! {
+    NormGemv = "norm_gemv", NormGemvWide = "norm_gemv_wide", NormGateUp = "norm_gate_up", NormQkv = "norm_qkv",
+    AttentionCluster = "attention_cluster",
     Gemv1Of3 = "gemv_1_of_3", RopeKvWrite = "rope_kv_write", GateNormQuantize = "gate_norm_quantize",
     Gemv1 = "gemv_1",
     Gemv1Wide = "gemv_1_wide", Gemv2 = "gemv_2", Gemv4 = "gemv_4",
@@ -72,8 +74,8 @@ impl Args {
         self.u32(v.to_bits())
     }
     /// As the driver takes them.
-    fn pointers(&mut self) -> [*mut c_void; 24] {
-        let mut pointers = [std::ptr::null_mut(); 24];
+    fn pointers(&mut self) -> [*mut c_void; 32] {
+        let mut pointers = [std::ptr::null_mut(); 32];
         for (p, arg) in pointers.iter_mut().zip(&mut self.0) {
             *p = std::ptr::from_mut(arg).cast();
         }
@@ -123,8 +125,8 @@ pub(crate) struct Driver {
     pub(crate) processors: u32,
     /// Bytes of shared memory that a block may ask for.
     pub(crate) shared: u32,
-    /// Whether kernels may start while the one before them runs.
-    overlaps: bool,
+    /// Whether kernels may start while the one before them runs, and blocks form clusters.
+    pub(crate) overlaps: bool,
     /// Whether the next kernel may not.
     fence: AtomicBool,
 }
@@ -181,10 +183,12 @@ impl Driver {
                 check("cuModuleGetFunction", sys::cuModuleGetFunction(&mut f, d.module, name.as_ptr()))?;
                 d.functions.push(f);
             }
-            // Scores of attention are in dynamic shared memory; the kernel's own takes less than 4 KiB.
+            // Scores of attention are in dynamic shared memory; the kernels' own takes less than 4 KiB.
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let f = d.functions[Kernel::Attention as usize];
-            check("cuFuncSetAttribute", sys::cuFuncSetAttribute(f, attribute, d.dynamic_shared() as i32))?;
+            for kernel in [Kernel::Attention, Kernel::AttentionCluster] {
+                let f = d.functions[kernel as usize];
+                check("cuFuncSetAttribute", sys::cuFuncSetAttribute(f, attribute, d.dynamic_shared() as i32))?;
+            }
         }
         Ok(d)
     }

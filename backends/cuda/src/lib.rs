@@ -6,7 +6,7 @@
 //! * `probe` asks the driver what there is and creates no context.
 //! * `driver` is the only module that calls the driver's C functions; every call's result is checked there.
 //! * `memory` is the pool that buffers come from; `pack` the layout of weights.
-//! * `queue` lets neighbouring launches become one, `batch` sends them off together, as CUDA graphs where they recur.
+//! * `queue` and `groups` let neighbouring launches become one, `batch` sends them off together, as CUDA graphs where they recur.
 //! * `stream` turns checked ops into launches; `ops` has one file for each family of kernels.
 //!
 //! All streams of a backend share one CUDA stream, so memory that is given back can be taken again without waiting, and
@@ -23,6 +23,7 @@ use tersor_core::{BackendEntry, Error, HostContext, Probe, QuantBackend, Result}
 mod backend;
 mod batch;
 mod driver;
+mod groups;
 mod memory;
 mod names;
 mod ops;
@@ -37,7 +38,7 @@ pub use memory::Counters;
 const ID: &str = "cuda";
 
 /// Raised whenever a kernel changes.
-const KERNEL_REVISION: u32 = 2;
+const KERNEL_REVISION: u32 = 3;
 
 inventory::submit! {
     BackendEntry {

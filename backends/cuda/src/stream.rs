@@ -52,7 +52,18 @@ pub(crate) struct Fault {
     number: u64,
 }
 
+impl Fault {
+    /// Whether both report to the same stream.
+    pub(crate) fn same_stream(&self, other: &Fault) -> bool {
+        self.word == other.word
+    }
+}
+
 impl Args {
+    /// The number alone, where a kernel that reports for several ops has the rest.
+    pub(crate) fn fault_number(self, f: Fault) -> Self {
+        self.u64(f.number)
+    }
     pub(crate) fn fault(self, f: Fault) -> Self {
         self.u64(f.word).u64(f.raised).u64(f.number)
     }

@@ -11,7 +11,7 @@ use tersor_model::names::Role;
 use tersor_model::{Model, ModelConfig, Result, Session, SessionOptions, embedded};
 
 use crate::bench::{i2s, noise};
-use crate::spread;
+use crate::{model, spread};
 
 /// Every matrix of a shape has the same random bytes; each is packed into memory of its own.
 struct Random {
@@ -54,7 +54,7 @@ impl TensorSource for Random {
         Ok(found.unwrap_or(&self.embedding).clone())
     }
     fn norm(&self, role: Role) -> Result<Vec<f32>> {
-        Ok(vec![1.0; role.shape(&self.config).1])
+        Ok(noise(role.shape(&self.config).1).iter().map(|v| 1.0 + 0.25 * v).collect())
     }
 }
 
@@ -69,6 +69,47 @@ pub(crate) fn run(gpu: &Arc<CudaBackend>) -> bool {
     profile(&model);
     crate::save("cuda-2b4t", gpu, json!(results));
     true
+}
+
+/// The same logits and ids on the GPU and on the CPU: a prompt that fills two chunks of positions and begins a third, then
+/// steps, so that every kernel of prefill and decode has its say at the shapes that it is made for.
+pub(crate) fn equals_the_cpu(gpu: &Arc<CudaBackend>) -> bool {
+    let mut source = Random::new(embedded::fable_26m().unwrap().config().clone());
+    source.config.layers = 4;
+    let mut outputs = Vec::new();
+    let cpu = model::cpu();
+    for backend in [gpu.clone() as Arc<dyn QuantBackend>, cpu] {
+        let started = Instant::now();
+        let model = Model::load(backend.clone(), &source, |_| {}).unwrap();
+        let mut runs = Vec::new();
+        for prompt in [3, 130, 300] {
+            let options = SessionOptions { capacity: Some(prompt + 20), batch: 256, ..SessionOptions::default() };
+            let mut session = Session::new(&model, options).unwrap();
+            let ids: Vec<u32> = (0..prompt as u32).map(|i| i * 97 % 128_000).collect();
+            session.prefill(&ids).unwrap();
+            let mut logits = vec![session.logits().unwrap()];
+            let mut drawn = vec![session.sample(GREEDY).unwrap()];
+            for _ in 0..8 {
+                drawn.push(session.step(GREEDY).unwrap());
+                logits.push(session.logits().unwrap());
+            }
+            runs.push((logits, drawn));
+        }
+        println!("{}: {:.1} s", backend.info().id, started.elapsed().as_secs_f64());
+        outputs.push(runs);
+    }
+    let mut ok = true;
+    for (here, there) in outputs[0].iter().zip(&outputs[1]) {
+        let bits = |a: &Vec<f32>, b: &Vec<f32>| a.iter().zip(b).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+        let differing: Vec<usize> = here.0.iter().zip(&there.0).map(|(a, b)| bits(a, b)).collect();
+        let same = here.1 == there.1 && differing.iter().all(|d| *d == 0);
+        println!(
+            "logits that differ after the prompt and after each step: {differing:?}; ids equal: {}",
+            here.1 == there.1
+        );
+        ok &= same;
+    }
+    ok
 }
 
 fn sequence(gpu: &CudaBackend, model: &Model, prompt: usize, tokens: usize) -> Value {

@@ -1,8 +1,9 @@
 //! Everything that has to be seen on a GPU, in one program to carry there: conformance, the model against the CPU, and
-//! figures. `selftest [conformance|full|model|bench|2b|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
+//! figures. `selftest [conformance|full|model|bench|chains|2b|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
 mod bench;
+mod chains;
 mod large;
 mod model;
 
@@ -44,8 +45,10 @@ fn main() {
             "full" => conformance(&backend, Options::full()),
             "model" => model::equals_the_cpu(&backend),
             "growth" => model::no_growth(&backend),
+            "chains" => chains::run(&backend),
             "bench" => bench::run(&backend),
             "2b" => large::run(&backend),
+            "2b=cpu" => large::equals_the_cpu(&backend),
             only => conformance(&backend, Options::full().with_only(&[only])),
         };
         println!("{part}: {:.1} s; {:?}\n", started.elapsed().as_secs_f64(), backend.counters());

@@ -18,9 +18,10 @@ use tersor_backend_scalar as _;
 const PROMPTS: [&str; 3] = ["Once upon a time", "The old king had three daughters, and", "A"];
 
 /// The fastest CPU backend of this machine.
-fn cpu() -> Arc<dyn QuantBackend> {
-    let entry = tersor_core::entries().find(|e| e.id != "cuda" && matches!((e.probe)(), Probe::Usable { .. })).unwrap();
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+pub(crate) fn cpu() -> Arc<dyn QuantBackend> {
+    let usable = tersor_core::entries().filter(|e| e.id != "cuda" && matches!((e.probe)(), Probe::Usable { .. }));
+    let entry = usable.max_by_key(|e| e.priority).unwrap();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(16));
     (entry.open)(&HostContext::new(Arc::new(Threads::new(threads)))).unwrap()
 }
 

@@ -22,6 +22,11 @@ pub(crate) fn room(device: &Device) -> usize {
     (device.driver.dynamic_shared() / 4).saturating_sub(MAX_THREADS + 64) as usize
 }
 
+/// What `attention_cluster` is for: heads of 128 elements, and so few rows that one block a head would leave the GPU idle.
+const CLUSTER_HEAD: usize = 128;
+const CLUSTER_ROWS: usize = 8;
+const CLUSTER: usize = 8;
+
 impl CudaStream {
     pub(super) fn attention(
         &mut self,
@@ -32,23 +37,27 @@ impl CudaStream {
         y: &Out<'_, f32>,
     ) -> Result<()> {
         let blocks = positions.len() * g.heads;
-        // Few blocks get many threads: a chunk of 64 positions is then summed by each group of `head_dim` of them.
-        let threads = if blocks <= 2 * self.device.driver.processors as usize { MAX_THREADS } else { 256 };
-        let capacity = k_cache.len() / (g.kv_heads * g.head_dim);
-        let room = capacity as u32;
-        let args = Args::new().u64(self.input("q", q)?);
-        let args = args.u32(count("heads", g.heads)?).u32(g.kv_heads as u32).u32(count("head_dim", g.head_dim)?);
-        let args = args.u64(self.input("positions", positions)?).u32(count("capacity", capacity)?);
-        let args = args.u64(self.input("k_cache", k_cache)?).u64(self.input("v_cache", v_cache)?);
-        let args = args.u64(self.output("y", y)?).u32(room).fault(self.watch("positions", Format::F32));
-        let grid = Grid {
-            x: count("heads of all rows", blocks)?,
-            y: 1,
-            threads,
-            shared: 4 * (room.next_multiple_of(64) + threads),
-        };
-        // SAFETY: parameters as in attention.cu; `Checked` has seen to the lengths, the kernel checks positions, and
-        // `supports` that the scores fit.
-        unsafe { self.device.launch(Kernel::Attention, grid, args) }
+        let room = count("capacity", k_cache.len() / (g.kv_heads * g.head_dim))?;
+        let (heads, kv_heads, dim) = (count("heads", g.heads)?, g.kv_heads as u32, count("head_dim", g.head_dim)?);
+        let (q, y) = (self.input("q", q)?, self.output("y", y)?);
+        let (k, v) = (self.input("k_cache", k_cache)?, self.input("v_cache", v_cache)?);
+        let positions_at = self.input("positions", positions)?;
+        let fault = self.watch("positions", Format::F32);
+        let args = Args::new().u64(q).u32(heads).u32(kv_heads);
+        let (kernel, grid, args) =
+            if self.device.driver.overlaps && g.head_dim == CLUSTER_HEAD && positions.len() <= CLUSTER_ROWS {
+                let x = count("blocks of all rows", blocks * CLUSTER)?;
+                let grid = Grid { x, y: 1, threads: 256, shared: 4 * room.next_multiple_of(64) };
+                (Kernel::AttentionCluster, grid, args.u64(positions_at).u32(room).u64(k).u64(v).u64(y))
+            } else {
+                // Few blocks get many threads: a chunk of 64 positions is then summed by each group of `head_dim` of them.
+                let threads = if blocks <= 2 * self.device.driver.processors as usize { MAX_THREADS } else { 256 };
+                let x = count("heads of all rows", blocks)?;
+                let grid = Grid { x, y: 1, threads, shared: 4 * (room.next_multiple_of(64) + threads) };
+                (Kernel::Attention, grid, args.u32(dim).u64(positions_at).u32(room).u64(k).u64(v).u64(y).u32(room))
+            };
+        // SAFETY: parameters as in attention.cu and decode_attention.cu; `Checked` has seen to the lengths, the kernels
+        // check positions, and `supports` that the scores fit.
+        unsafe { self.device.launch(kernel, grid, args.fault(fault)) }
     }
 }

@@ -4,9 +4,10 @@ use tersor_core::{Activations, Epilogue, Error, OpSpec, Output, PackedWeight, Re
 
 use crate::ID;
 use crate::driver::{Address, Args, Grid, Kernel};
+use crate::groups::gemv_kernel;
 use crate::names::Product;
 use crate::pack::{Kind, Packed, Scales, TILE, count};
-use crate::queue::{Gemv, Item, gemv_kernel};
+use crate::queue::{Gemv, Item};
 use crate::stream::CudaStream;
 
 /// Bits of a kernel's `mode`.
@@ -106,9 +107,9 @@ impl CudaStream {
             unsafe { self.device.launch(Kernel::PadRows, Grid::new(m, 256), args) }?;
             (x, sums, padded)
         };
-        if product == Product::Gemv1 && at.mode == 0 {
-            let (w, y, x_scales) = (w, at.y, at.x_scales);
-            return self.device.enqueue(Item::Gemv(Gemv { x, x_scales, k, tiles, w, y, n, scale }));
+        if product == Product::Gemv1 && at.mode & I32 == 0 {
+            let (w, y, x_scales, add) = (w, at.y, at.x_scales, at.mode == ADD);
+            return self.device.enqueue(Item::Gemv(Gemv { x, x_scales, k, tiles, w, y, n, scale, add }));
         }
         if let Some(kernel) = gemv {
             let args = Args::new().u64(w).u64(x).u32(k).u64(at.x_scales).u64(at.y);

@@ -1,0 +1,278 @@
+//! Which launches one kernel can do, and how.
+//!
+//! A kernel that does several operations at once reads all inputs and writes all results in no particular order. So a group
+//! is one only if what one member writes is, but for what the next takes from it, apart from all that another reads or
+//! writes.
+
+use tersor_core::Result;
+
+use crate::driver::{Address, Args, Grid, Kernel};
+use crate::memory::Device;
+use crate::pack::TILE;
+use crate::queue::{Gate, Gemv, Item, KvWrite, Norm, Rope};
+
+/// Tiles of a row that the fused kernels hold; see `kernels/fused.cu`.
+const TILES: u32 = 12;
+const WIDE_TILES: u32 = 28;
+/// Rows of each product that a block of `norm_gate_up` has.
+const PAIR_ROWS: u32 = 18;
+
+/// Whether `next` continues the group that is held.
+pub(crate) fn continues(held: &[Item], next: &Item) -> bool {
+    match (held, next) {
+        ([Item::Norm(n)], Item::Gemv(g)) => {
+            follows(n, g, if g.add { WIDE_TILES } else { TILES }) && (!g.add || adds(n, g))
+        }
+        ([Item::Norm(n), Item::Gemv(a), rest @ ..], Item::Gemv(g)) => {
+            !a.add && !g.add && follows(n, g, TILES) && joins(a, rest, g)
+        }
+        ([Item::Norm(n), Item::Gemv(a), Item::Gemv(b)], Item::Gate(g)) => gates(n, a, b, g),
+        ([Item::Norm(_), Item::Gemv(q), Item::Gemv(_), Item::Gemv(_)], Item::Rope(r)) => {
+            r.rows == 1 && r.half.is_multiple_of(8) && (r.x, r.heads * 2 * r.half) == (q.y, q.n)
+        }
+        ([Item::Norm(_), Item::Gemv(_), Item::Gemv(k), Item::Gemv(_), Item::Rope(q)], Item::Rope(r)) => {
+            same_turn(q, r) && q.fault.same_stream(&r.fault) && (r.x, r.heads * 2 * r.half) == (k.y, k.n)
+        }
+        (
+            [Item::Norm(n), Item::Gemv(q), Item::Gemv(k), Item::Gemv(v), Item::Rope(rq), Item::Rope(rk)],
+            Item::KvWrite(kv),
+        ) => writes_cache(n, [q, k, v], [rq, rk], kv),
+        ([Item::Gemv(first), rest @ ..], Item::Gemv(g)) => {
+            let same = (first.x, first.x_scales, first.k) == (g.x, g.x_scales, g.k);
+            same && !first.add && !g.add && joins(first, rest, g)
+        }
+        ([Item::Rope(q)], Item::Rope(k)) => same_turn(q, k) && disjoint(&[], &[turned(q), turned(k)]),
+        ([Item::Rope(q), Item::Rope(k)], Item::KvWrite(kv)) => {
+            // Values that a rotation changes are not read in the same kernel, and what it reads is not a cache.
+            let writes = [turned(q), turned(k), cache(kv, kv.k_cache), cache(kv, kv.v_cache)];
+            written_from(k, kv) && disjoint(&[floats(kv.v, kv.len)], &writes)
+        }
+        ([Item::Gate(g)], Item::Norm(n)) => {
+            let len = g.len as u32;
+            let reads = [floats(g.gate, len), floats(g.up, len), floats(n.w, n.cols)];
+            let writes = [floats(g.y, len), (n.q, u64::from(len)), floats(n.scales, n.rows as u32)];
+            n.x == g.y && g.len == n.rows * n.cols as usize && disjoint(&reads, &writes)
+        }
+        _ => false,
+    }
+}
+
+/// Whether nothing can continue the group.
+pub(crate) fn is_complete(held: &[Item]) -> bool {
+    match held {
+        [Item::Gemv(g)] => g.add,
+        [Item::Norm(n)] => n.rows != 1,
+        [Item::Norm(_), Item::Gemv(g)] => g.add,
+        [Item::Norm(_), .., Item::KvWrite(_) | Item::Gate(_)] => true,
+        [Item::Norm(_), ..] => false,
+        [Item::Gemv(_), _, _] => true,
+        [] | [Item::Gemv(_), ..] | [Item::Rope(_)] | [Item::Gate(_)] => false,
+        [Item::Rope(_), Item::Rope(_)] => false,
+        _ => true,
+    }
+}
+
+/// The kernel for one row of activations and rows of this many tiles.
+pub(crate) fn gemv_kernel(tiles: u32) -> Kernel {
+    if tiles > 16 { Kernel::Gemv1Wide } else { Kernel::Gemv1 }
+}
+
+fn gemv(item: &Item) -> Option<Gemv> {
+    if let Item::Gemv(g) = item { Some(*g) } else { None }
+}
+
+/// Whether a third product at most is none that an earlier one's result overlaps.
+fn joins(first: &Gemv, rest: &[Item], g: &Gemv) -> bool {
+    let others = || [*first].into_iter().chain(rest.iter().filter_map(gemv));
+    rest.len() < 2 && others().all(|o| disjoint(&[], &[floats(o.y, o.n), floats(g.y, g.n)]))
+}
+
+/// A range of bytes.
+type Range = (Address, u64);
+
+fn floats(at: Address, n: u32) -> Range {
+    (at, 4 * u64::from(n))
+}
+
+fn turned(r: &Rope) -> Range {
+    floats(r.x, r.rows * r.heads * 2 * r.half)
+}
+
+fn cache(kv: &KvWrite, at: Address) -> Range {
+    (at, 4 * u64::from(kv.capacity) * u64::from(kv.width))
+}
+
+/// Whether no range that is written has a byte in common with one that is read, or with another that is written.
+fn disjoint(reads: &[Range], writes: &[Range]) -> bool {
+    let apart = |a: &Range, b: &Range| a.0 + a.1 <= b.0 || b.0 + b.1 <= a.0;
+    writes.iter().enumerate().all(|(i, w)| reads.iter().chain(&writes[i + 1..]).all(|other| apart(w, other)))
+}
+
+/// Whether a product takes the one row that a norm makes, and a fused kernel has room for it.
+fn follows(n: &Norm, g: &Gemv, tiles: u32) -> bool {
+    let aligned = n.x.is_multiple_of(16) && n.w.is_multiple_of(16) && n.q.is_multiple_of(4);
+    (n.rows, n.cols, n.q, n.scales) == (1, g.k, g.x, g.x_scales)
+        && aligned
+        && n.cols.is_multiple_of(64)
+        && g.tiles == n.cols.div_ceil(TILE as u32)
+        && g.tiles <= tiles
+}
+
+/// What a fused kernel reads and writes for its norm.
+fn norm_reads(n: &Norm) -> [Range; 2] {
+    [floats(n.x, n.cols), floats(n.w, n.cols)]
+}
+fn norm_writes(n: &Norm) -> [Range; 2] {
+    [(n.q, u64::from(n.cols)), floats(n.scales, 1)]
+}
+
+fn adds(n: &Norm, g: &Gemv) -> bool {
+    let [q, scale] = norm_writes(n);
+    disjoint(&norm_reads(n), &[q, scale, floats(g.y, g.n)])
+}
+
+fn gates(n: &Norm, a: &Gemv, b: &Gemv, g: &Gate) -> bool {
+    let [q, scale] = norm_writes(n);
+    let writes = [q, scale, floats(a.y, a.n), floats(b.y, b.n), floats(g.y, a.n)];
+    (g.gate, g.up, g.len) == (a.y, b.y, a.n as usize) && a.n == b.n && disjoint(&norm_reads(n), &writes)
+}
+
+fn same_turn(q: &Rope, k: &Rope) -> bool {
+    let table = |r: &Rope| (r.rows, r.half, r.positions, r.known, r.cos, r.sin);
+    table(q) == table(k)
+}
+
+fn written_from(k: &Rope, kv: &KvWrite) -> bool {
+    let width = k.heads * 2 * k.half;
+    (kv.k, kv.positions, kv.width, kv.len) == (k.x, k.positions, width, k.rows * width)
+}
+
+fn writes_cache(n: &Norm, [q, k, v]: [&Gemv; 3], [rq, rk]: [&Rope; 2], kv: &KvWrite) -> bool {
+    let [x, w] = norm_reads(n);
+    let [q8, scale] = norm_writes(n);
+    let table = |at| (at, 4 * u64::from(rq.known) * u64::from(rq.half));
+    let reads = [x, w, floats(rq.positions, 1), table(rq.cos), table(rq.sin)];
+    let results = [floats(q.y, q.n), floats(k.y, k.n), floats(v.y, v.n)];
+    let [q_y, k_y, v_y] = results;
+    let writes = [q8, scale, q_y, k_y, v_y, cache(kv, kv.k_cache), cache(kv, kv.v_cache)];
+    let faults = n.fault.same_stream(&rq.fault) && rq.fault.same_stream(&kv.fault);
+    faults && written_from(rk, kv) && (kv.v, kv.width) == (v.y, v.n) && disjoint(&reads, &writes)
+}
+
+impl Device {
+    /// Launches what the queue holds: the longest groups that are whole.
+    pub(crate) fn launch_groups(&self, items: &[Item]) -> Result<()> {
+        match items {
+            [] => Ok(()),
+            [
+                Item::Norm(n),
+                Item::Gemv(q),
+                Item::Gemv(k),
+                Item::Gemv(v),
+                Item::Rope(rq),
+                Item::Rope(_),
+                Item::KvWrite(kv),
+            ] => self.norm_qkv(n, [q, k, v], rq, kv),
+            [Item::Norm(n), Item::Gemv(a), Item::Gemv(b), Item::Gate(g)] => self.norm_gate_up(n, a, b, g),
+            [Item::Norm(n), Item::Gemv(g)] if g.add || g.tiles <= TILES && adds(n, g) => self.norm_gemv(n, g),
+            [Item::Gemv(a), Item::Gemv(b), Item::Gemv(c), rest @ ..] => {
+                self.gemvs([Some(*a), Some(*b), Some(*c)])?;
+                self.launch_groups(rest)
+            }
+            [Item::Gemv(a), Item::Gemv(b), rest @ ..] => {
+                self.gemvs([Some(*a), Some(*b), None])?;
+                self.launch_groups(rest)
+            }
+            [Item::Rope(q), Item::Rope(k), Item::KvWrite(kv)] => self.rope_kv_write(q, k, kv),
+            [Item::Gate(g), Item::Norm(n)] => self.gate_norm(g, n),
+            [first, rest @ ..] => {
+                self.single(first)?;
+                self.launch_groups(rest)
+            }
+        }
+    }
+
+    fn single(&self, item: &Item) -> Result<()> {
+        let (kernel, grid, args) = match item {
+            Item::Gemv(g) => {
+                let args = Args::new().u64(g.w).u64(g.x).u32(g.k).u64(g.x_scales).u64(g.y);
+                let args = args.u32(g.n).u32(g.tiles).u32(g.k).u32(1).f32(g.scale).u32(u32::from(g.add));
+                (gemv_kernel(g.tiles), Grid::new(g.n.div_ceil(16), 128), args)
+            }
+            Item::Rope(r) => {
+                let pairs = r.rows * r.heads * r.half;
+                let args = Args::new().u64(r.x).u32(pairs).u32(r.heads).u32(r.half).u64(r.positions).u32(r.known);
+                (Kernel::Rope, Grid::new(pairs.div_ceil(256), 256), args.u64(r.cos).u64(r.sin).fault(r.fault))
+            }
+            Item::KvWrite(k) => {
+                let args = Args::new().u64(k.k).u64(k.v).u32(k.len).u32(k.width).u64(k.positions).u32(k.capacity);
+                let args = args.u64(k.k_cache).u64(k.v_cache).fault(k.fault);
+                (Kernel::KvWrite, Grid::new(k.len.div_ceil(256), 256), args)
+            }
+            Item::Gate(g) => {
+                let args = Args::new().u64(g.gate).u64(g.up).u64(g.y).u64(g.len as u64);
+                (Kernel::ReluSquaredMul, crate::pack::items(g.len), args)
+            }
+            Item::Norm(n) => (Kernel::RmsNormQuantize, n.grid, norm_args(n).fault(n.fault)),
+        };
+        // SAFETY: whoever made the item took its addresses and lengths from checked operands; what is dropped in between
+        // flushes the queue first. So below.
+        unsafe { self.push(kernel, grid, args) }
+    }
+
+    fn norm_gemv(&self, n: &Norm, g: &Gemv) -> Result<()> {
+        let kernel = if g.tiles > TILES { Kernel::NormGemvWide } else { Kernel::NormGemv };
+        let args = norm_args(n).u32(g.tiles).u64(g.w).u64(g.y).u32(g.n).f32(g.scale).u32(u32::from(g.add));
+        // SAFETY: as above; parameters as in fused.cu, rows no longer than it has room for.
+        unsafe { self.push(kernel, Grid::new(g.n.div_ceil(16), 256), args.fault(n.fault)) }
+    }
+
+    fn norm_gate_up(&self, n: &Norm, a: &Gemv, b: &Gemv, g: &Gate) -> Result<()> {
+        let args = norm_args(n).u32(a.tiles).u64(a.w).u64(a.y).f32(a.scale).u64(b.w).u64(b.y).f32(b.scale);
+        let args = args.u64(g.y).u32(a.n).fault(n.fault);
+        // SAFETY: as above.
+        unsafe { self.push(Kernel::NormGateUp, Grid::new(a.n.div_ceil(PAIR_ROWS), PAIR_ROWS * 16), args) }
+    }
+
+    fn norm_qkv(&self, n: &Norm, parts: [&Gemv; 3], r: &Rope, kv: &KvWrite) -> Result<()> {
+        let args = norm_args(n).u32(parts[0].tiles);
+        let args = parts.iter().fold(args, |args, p| args.u64(p.w).f32(p.scale).u64(p.y));
+        let kv_heads = kv.width / (2 * r.half);
+        let args = args.u32(r.heads).u32(kv_heads).u32(r.half).u64(r.positions).u32(r.known).u64(r.cos).u64(r.sin);
+        let args = args.u32(kv.capacity).u64(kv.k_cache).u64(kv.v_cache).fault(n.fault).fault_number(r.fault);
+        let blocks = (r.heads + 2 * kv_heads) * r.half / 8;
+        // SAFETY: as above; the block count is exact, as half a head is a multiple of eight.
+        unsafe { self.push(Kernel::NormQkv, Grid::new(blocks, 256), args) }
+    }
+
+    fn gemvs(&self, parts: [Option<Gemv>; 3]) -> Result<()> {
+        let Some(first) = parts[0] else { return Ok(()) };
+        let args = Args::new().u64(first.x).u64(first.x_scales).u32(first.tiles).u32(first.k);
+        let none = Gemv { n: 0, ..first };
+        let parts = parts.map(|p| p.unwrap_or(none));
+        let args = parts.iter().fold(args, |args, p| args.u64(p.w).u64(p.y).u32(p.n).f32(p.scale));
+        let blocks = parts.iter().map(|p| p.n.div_ceil(16)).sum();
+        // SAFETY: as in `single`.
+        unsafe { self.push(Kernel::Gemv1Of3, Grid::new(blocks, 128), args) }
+    }
+
+    fn rope_kv_write(&self, q: &Rope, k: &Rope, kv: &KvWrite) -> Result<()> {
+        let args = Args::new().u64(q.x).u64(k.x).u64(kv.v).u32(q.rows).u32(q.heads).u32(k.heads).u32(q.half);
+        let args = args.u64(q.positions).u32(q.known).u64(q.cos).u64(q.sin);
+        let args = args.u32(kv.capacity).u64(kv.k_cache).u64(kv.v_cache).fault(q.fault);
+        let threads = q.rows * (q.heads + 2 * k.heads) * q.half;
+        // SAFETY: as in `single`.
+        unsafe { self.push(Kernel::RopeKvWrite, Grid::new(threads.div_ceil(128), 128), args) }
+    }
+
+    fn gate_norm(&self, g: &Gate, n: &Norm) -> Result<()> {
+        let args = Args::new().u64(g.gate).u64(g.up).u64(g.y).u64(n.w).f32(n.eps).u32(n.cols);
+        // SAFETY: as in `single`.
+        unsafe { self.push(Kernel::GateNormQuantize, n.grid, args.u64(n.q).u64(n.scales).fault(n.fault)) }
+    }
+}
+
+/// How the parameters of all kernels with a norm begin.
+fn norm_args(n: &Norm) -> Args {
+    Args::new().u64(n.x).u64(n.w).f32(n.eps).u32(n.cols).u64(n.q).u64(n.scales)
+}
