@@ -26,22 +26,57 @@ template <int TILES> struct Staged {
     int sum;
 };
 
-// rms_norm and quantize_row of one row by a block, into `s.xs` as `gemv` lays it out and `s.sum`. Returns the row's scale.
-// A thread has VECS times four elements: TILES * TILE <= THREADS * VECS * 4, and cols is a multiple of 64. Ends with a barrier.
-template <int THREADS, int VECS, int TILES>
-__device__ __forceinline__ float stage_norm(Staged<TILES> &s, const NormRow &row, u32 tiles, FAULT) {
+// A thread's part of the row and of its norm's weights: VECS times four elements.
+template <int VECS> struct Part {
     float4 v[VECS], g[VECS];
+};
+
+template <int THREADS, int VECS> __device__ __forceinline__ void load_row(Part<VECS> &part, const NormRow &row) {
+    u32 vectors = row.cols / 4;
+#pragma unroll
+    for (int j = 0; j < VECS; j++) {
+        u32 at = threadIdx.x + j * THREADS;
+        part.v[j] = at < vectors ? ((const float4 *)row.x)[at] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+#pragma unroll
+    for (int j = 0; j < VECS; j++) {
+        u32 at = threadIdx.x + j * THREADS;
+        part.g[j] = at < vectors ? ((const float4 *)row.w)[at] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+}
+
+// The sum of `cols` values by lanes, by one warp: a thread has lanes 2t and 2t + 1, whose additions wait for each other and
+// for nothing else. In all threads.
+__device__ __forceinline__ float lane_sum(const float *values, u32 cols) {
+    const float2 *at = (const float2 *)values + threadIdx.x % 32;
+    float low = 0.0f, high = 0.0f;
+    u32 rows = cols / 64, i = 0;
+    // Eight in flight: what was added makes room for the one eight further on.
+    float2 ahead[8];
+#pragma unroll
+    for (int j = 0; j < 8; j++) ahead[j] = j < rows ? at[32 * j] : make_float2(0.0f, 0.0f);
+    for (; i + 8 <= rows; i += 8) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            low = low + ahead[j].x, high = high + ahead[j].y;
+            if (i + 8 + j < rows) ahead[j] = at[32 * (i + 8 + j)];
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        if (i + j < rows) low = low + ahead[j].x, high = high + ahead[j].y;
+    // The halvings by 32, 16, 8, 4 and 2, and the last.
+#pragma unroll
+    for (int h = 16; h; h >>= 1) low = low + __shfl_xor_sync(FULL, low, h), high = high + __shfl_xor_sync(FULL, high, h);
+    return low + high;
+}
+
+// rms_norm and quantize_row of one row by a block, into `s.xs` as `gemv` lays it out and `s.sum`. Returns the row's scale.
+// TILES * TILE <= THREADS * VECS * 4, and cols is a multiple of 64. Ends with a barrier.
+template <int THREADS, int VECS, int TILES>
+__device__ __forceinline__ float stage_norm(Staged<TILES> &s, Part<VECS> &mine, const NormRow &row, u32 tiles, FAULT) {
+    float4(&v)[VECS] = mine.v, (&g)[VECS] = mine.g;
     u32 vectors = row.cols / 4, t = threadIdx.x, lane = t & 31;
-#pragma unroll
-    for (int j = 0; j < VECS; j++) {
-        u32 at = t + j * THREADS;
-        v[j] = at < vectors ? ((const float4 *)row.x)[at] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    }
-#pragma unroll
-    for (int j = 0; j < VECS; j++) {
-        u32 at = t + j * THREADS;
-        g[j] = at < vectors ? ((const float4 *)row.w)[at] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    }
 #pragma unroll
     for (int j = 0; j < VECS; j++) {
         u32 at = t + j * THREADS;
@@ -52,10 +87,7 @@ __device__ __forceinline__ float stage_norm(Staged<TILES> &s, const NormRow &row
     if (t == THREADS - 1) s.sum = 0;
     __syncthreads();
     if (t < 32) {
-        float low = 0.0f, high = 0.0f;
-#pragma unroll 10
-        for (u32 i = t; i < row.cols; i += 64) low = low + s.squares[i], high = high + s.squares[i + 32];
-        float sum = fold64(low, high);
+        float sum = lane_sum(s.squares, row.cols);
         if (t == 0) s.factor = __fdiv_rn(1.0f, __fsqrt_rn(__fdiv_rn(sum, (float)row.cols) + row.eps));
     }
     __syncthreads();
@@ -141,24 +173,26 @@ __device__ __forceinline__ void norm_gemv(const NormRow &row, u32 tiles, const u
     ask<16>(v, w + (u64)min(at, n - 1) * tiles * 4, sub, tiles);
     prefetch_row(row.w, row.cols);
     wait_for_previous();
+    Part<TILES / 4> part;
+    load_row<256>(part, row);
     // Read early: it is needed last.
     float before = mode & ADD && sub == 0 && at < n ? y[at] : 0.0f;
-    float x_scale = stage_norm<256, TILES / 4>(s, row, tiles, FAULT_ARGS);
+    float x_scale = stage_norm<256>(s, part, row, tiles, FAULT_ARGS);
     float out = result(product<16>(v, s, sub, tiles), scale, x_scale);
     if (sub == 0 && at < n) y[at] = mode & ADD ? before + out : out;
 }
-#define NORM_GEMV(NAME, LOADS, TILES)                                                                                  \
-    KERNEL __launch_bounds__(256) NAME(const float *x, const float *norm, float eps, u32 cols, i8 *q, float *x_scale,  \
+#define NORM_GEMV(NAME, LOADS, TILES, BLOCKS)                                                                               \
+    KERNEL __launch_bounds__(256, BLOCKS) NAME(const float *x, const float *norm, float eps, u32 cols, i8 *q, float *x_scale,  \
                                        u32 tiles, const uint4 *w, float *y, u32 n, float scale, u32 mode, FAULT) {     \
         norm_gemv<LOADS, TILES>({x, norm, eps, cols, q, x_scale}, tiles, w, y, n, scale, mode, FAULT_ARGS);            \
     }
-NORM_GEMV(norm_gemv, 3, 12)
-NORM_GEMV(norm_gemv_wide, 7, 28)
+NORM_GEMV(norm_gemv, 3, 12, 3)
+NORM_GEMV(norm_gemv_wide, 7, 28, 2)
 
 // rms_norm_quantize, two products of n rows, and relu_squared_mul of theirs: eighteen rows of each a block, eight threads a
 // row. At 6,912 rows that is 384 blocks, three for each of 132 multiprocessors, which are then equally busy.
 #define PAIR_ROWS 18
-KERNEL __launch_bounds__(PAIR_ROWS * 16) norm_gate_up(const float *x, const float *norm, float eps, u32 cols, i8 *q,
+KERNEL __launch_bounds__(PAIR_ROWS * 16, 3) norm_gate_up(const float *x, const float *norm, float eps, u32 cols, i8 *q,
                                                       float *x_scale, u32 tiles, const uint4 *w0, float *y0, float s0,
                                                       const uint4 *w1, float *y1, float s1, float *y, u32 n, FAULT) {
     __shared__ Staged<12> s;
@@ -170,7 +204,10 @@ KERNEL __launch_bounds__(PAIR_ROWS * 16) norm_gate_up(const float *x, const floa
     ask<8>(v, (up ? w1 : w0) + (u64)min(at, n - 1) * tiles * 4, sub, tiles);
     prefetch_row(norm, cols);
     wait_for_previous();
-    float scale = stage_norm<PAIR_ROWS * 16, 3>(s, {x, norm, eps, cols, q, x_scale}, tiles, FAULT_ARGS);
+    NormRow row = {x, norm, eps, cols, q, x_scale};
+    Part<3> part;
+    load_row<PAIR_ROWS * 16>(part, row);
+    float scale = stage_norm<PAIR_ROWS * 16>(s, part, row, tiles, FAULT_ARGS);
     float out = result(product<8>(v, s, sub, tiles), up ? s1 : s0, scale);
     if (sub == 0) s.results[slot] = out;
     __syncthreads();
@@ -185,7 +222,7 @@ KERNEL __launch_bounds__(PAIR_ROWS * 16) norm_gate_up(const float *x, const floa
 
 // rms_norm_quantize, the products q, k and v, the rotation of q and k, and kv_write. A block has sixteen rows of one head that
 // turn with each other, eight from each half; values too, though they stay as they are.
-KERNEL __launch_bounds__(256) norm_qkv(const float *x, const float *norm, float eps, u32 cols, i8 *q8, float *x_scale,
+KERNEL __launch_bounds__(256, 3) norm_qkv(const float *x, const float *norm, float eps, u32 cols, i8 *q8, float *x_scale,
                                        u32 tiles, const uint4 *wq, float sq, float *q, const uint4 *wk, float sk,
                                        float *k, const uint4 *wv, float sv, float *v, u32 heads, u32 kv_heads, u32 half,
                                        const u32 *positions, u32 known, const float *cos, const float *sin,
@@ -201,12 +238,15 @@ KERNEL __launch_bounds__(256) norm_qkv(const float *x, const float *norm, float 
     ask<16>(a, w + (u64)(head * 2 * half + e + (slot >> 3) * half) * tiles * 4, sub, tiles);
     prefetch_row(norm, cols);
     wait_for_previous();
+    NormRow row = {x, norm, eps, cols, q8, x_scale};
+    Part<3> part;
+    load_row<256>(part, row);
     u32 p = positions[0];
     bool known_position = p < min(known, capacity);
     u32 pair = blockIdx.x % a_head * 8 + (threadIdx.x & 7);
     float c = 1.0f, turn = 0.0f;
     if (known_position && threadIdx.x < 8) c = cos[(u64)p * half + pair], turn = sin[(u64)p * half + pair];
-    float scale = stage_norm<256, 3>(s, {x, norm, eps, cols, q8, x_scale}, tiles, FAULT_ARGS);
+    float scale = stage_norm<256>(s, part, row, tiles, FAULT_ARGS);
     float out = result(product<16>(a, s, sub, tiles), kind == 0 ? sq : kind == 1 ? sk : sv, scale);
     if (sub == 0) s.results[slot] = out;
     __syncthreads();
