@@ -115,9 +115,9 @@ impl<S: HasAvx2> Lanes<S> for F32x64 {
 pub(super) unsafe fn fold(r: [__m256; 8]) -> f32 {
     // SAFETY: the caller's contract.
     unsafe {
-        let add = |a, b| _mm256_add_ps(a, b);
-        let (a, b, c, d) = (add(r[0], r[4]), add(r[1], r[5]), add(r[2], r[6]), add(r[3], r[7]));
-        fold8(add(add(a, c), add(b, d)))
+        let (a, b) = (_mm256_add_ps(r[0], r[4]), _mm256_add_ps(r[1], r[5]));
+        let (c, d) = (_mm256_add_ps(r[2], r[6]), _mm256_add_ps(r[3], r[7]));
+        fold8(_mm256_add_ps(_mm256_add_ps(a, c), _mm256_add_ps(b, d)))
     }
 }
 

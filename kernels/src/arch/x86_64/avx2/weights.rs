@@ -27,25 +27,31 @@ pub(super) unsafe fn chunk_stats(w: &[f32]) -> ChunkStats {
         let mut sum = [_mm256_setzero_ps(); 8];
         let mut max = [_mm256_setzero_si256(); 2];
         let mut min = [minus_one; 2];
-        let mut add = |chunk: &[f32; LANES]| {
-            for i in 0..8 {
-                let at = chunk.as_ptr().add(8 * i);
-                if i % 2 == 0 {
-                    _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(PREFETCH));
+        // A macro, for a closure may stay a function of its own, which lacks the ISA.
+        macro_rules! add {
+            ($chunk:expr) => {
+                let chunk: &[f32; LANES] = $chunk;
+                for i in 0..8 {
+                    let at = chunk.as_ptr().add(8 * i);
+                    if i % 2 == 0 {
+                        _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(PREFETCH));
+                    }
+                    let a = _mm256_and_si256(_mm256_loadu_si256(at.cast()), magnitude);
+                    sum[i] = _mm256_add_ps(sum[i], _mm256_castsi256_ps(a));
+                    max[i % 2] = _mm256_max_epu32(max[i % 2], a);
+                    min[i % 2] = _mm256_min_epu32(min[i % 2], _mm256_add_epi32(a, minus_one));
                 }
-                let a = _mm256_and_si256(_mm256_loadu_si256(at.cast()), magnitude);
-                sum[i] = _mm256_add_ps(sum[i], _mm256_castsi256_ps(a));
-                max[i % 2] = _mm256_max_epu32(max[i % 2], a);
-                min[i % 2] = _mm256_min_epu32(min[i % 2], _mm256_add_epi32(a, minus_one));
-            }
-        };
+            };
+        }
         let (chunks, rest) = w.as_chunks::<LANES>();
-        chunks.iter().for_each(&mut add);
+        for chunk in chunks {
+            add!(chunk);
+        }
         if !rest.is_empty() {
             // A zero adds +0 to a sum that is never -0, and is neither the largest nor, wrapped, the smallest.
             let mut last = [0.0; LANES];
             last[..rest.len()].copy_from_slice(rest);
-            add(&last);
+            add!(&last);
         }
         _mm256_storeu_si256(largest.as_mut_ptr().cast(), _mm256_max_epu32(max[0], max[1]));
         _mm256_storeu_si256(smallest.as_mut_ptr().cast(), _mm256_min_epu32(min[0], min[1]));
@@ -67,14 +73,20 @@ pub(super) unsafe fn two_bit_block<const LOW_FIRST: bool>(w: &[f32; 128], half: 
         let mut block = _mm256_setzero_si256();
         for q in 0..4 {
             let (high, low) = (_mm256_set1_ps(half[q / 2]), _mm256_set1_ps(-half[q / 2]));
+            // The two lines of a quarter.
+            let ahead = w.as_ptr().add(32 * q).cast::<i8>().wrapping_add(PREFETCH);
+            _mm_prefetch::<_MM_HINT_T0>(ahead);
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
             // Comparisons give -1 where they hold: below - above is the ternary value.
-            let ternary = |i: usize| {
-                let v = _mm256_loadu_ps(w.as_ptr().add(32 * q + 8 * i));
-                let above = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GT_OQ>(v, high));
-                _mm256_sub_epi32(_mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(v, low)), above)
-            };
-            let a = _mm256_packs_epi32(ternary(0), ternary(1));
-            let b = _mm256_packs_epi32(ternary(2), ternary(3));
+            macro_rules! ternary {
+                ($i:literal) => {{
+                    let v = _mm256_loadu_ps(w.as_ptr().add(32 * q + 8 * $i));
+                    let above = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GT_OQ>(v, high));
+                    _mm256_sub_epi32(_mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(v, low)), above)
+                }};
+            }
+            let a = _mm256_packs_epi32(ternary!(0), ternary!(1));
+            let b = _mm256_packs_epi32(ternary!(2), ternary!(3));
             // Packs work in halves of a register: their groups of four come as 0 2 4 6 1 3 5 7.
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             let values = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order);
@@ -100,7 +112,10 @@ pub(super) unsafe fn two_bit_values<const LOW_FIRST: bool>(
 ) {
     // SAFETY: the caller's contract; loads are within 32 bytes, stores within 128 values.
     unsafe {
-        let tables = [0, 1].map(|i| _mm256_broadcast_ps(&_mm_loadu_ps(values[i].as_ptr())));
+        let tables = [
+            _mm256_broadcast_ps(&_mm_loadu_ps(values[0].as_ptr())),
+            _mm256_broadcast_ps(&_mm_loadu_ps(values[1].as_ptr())),
+        ];
         let mask = _mm256_set1_epi32(3);
         for eighth in 0..4 {
             let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(bytes.as_ptr().add(8 * eighth).cast()));

@@ -194,11 +194,15 @@ impl Unpack<Vnni, 5> for Trits {
 
     #[inline(always)]
     unsafe fn new() -> Self {
-        let load = |table: &'static [u8; 256]| {
-            // SAFETY: AVX-512 is enabled by the trait's contract; a table has four times 64 bytes.
-            std::array::from_fn(|i| unsafe { _mm512_loadu_si512(table.as_ptr().add(64 * i).cast()) })
-        };
-        Trits { four: load(&TABLES[0]), fifth: load(&TABLES[1]) }
+        // SAFETY: AVX-512 is enabled by the trait's contract.
+        let mut tables = [[unsafe { _mm512_setzero_si512() }; 4]; 2];
+        for (registers, table) in tables.iter_mut().zip(&TABLES) {
+            for (i, register) in registers.iter_mut().enumerate() {
+                // SAFETY: AVX-512 is enabled by the trait's contract; a table has four times 64 bytes.
+                *register = unsafe { _mm512_loadu_si512(table.as_ptr().add(64 * i).cast()) };
+            }
+        }
+        Trits { four: tables[0], fifth: tables[1] }
     }
 
     #[inline(always)]

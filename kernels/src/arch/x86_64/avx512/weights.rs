@@ -27,23 +27,29 @@ pub(super) unsafe fn chunk_stats(w: &[f32]) -> ChunkStats {
         let mut sum = [_mm512_setzero_ps(); 4];
         let mut max = [_mm512_setzero_si512(); 4];
         let mut min = [minus_one; 4];
-        let mut add = |chunk: &[f32; LANES]| {
-            for i in 0..4 {
-                let at = chunk.as_ptr().add(16 * i);
-                _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(PREFETCH));
-                let a = _mm512_and_si512(_mm512_loadu_si512(at.cast()), magnitude);
-                sum[i] = _mm512_add_ps(sum[i], _mm512_castsi512_ps(a));
-                max[i] = _mm512_max_epu32(max[i], a);
-                min[i] = _mm512_min_epu32(min[i], _mm512_add_epi32(a, minus_one));
-            }
-        };
+        // A macro, for a closure may stay a function of its own, which lacks the ISA.
+        macro_rules! add {
+            ($chunk:expr) => {
+                let chunk: &[f32; LANES] = $chunk;
+                for i in 0..4 {
+                    let at = chunk.as_ptr().add(16 * i);
+                    _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(PREFETCH));
+                    let a = _mm512_and_si512(_mm512_loadu_si512(at.cast()), magnitude);
+                    sum[i] = _mm512_add_ps(sum[i], _mm512_castsi512_ps(a));
+                    max[i] = _mm512_max_epu32(max[i], a);
+                    min[i] = _mm512_min_epu32(min[i], _mm512_add_epi32(a, minus_one));
+                }
+            };
+        }
         let (chunks, rest) = w.as_chunks::<LANES>();
-        chunks.iter().for_each(&mut add);
+        for chunk in chunks {
+            add!(chunk);
+        }
         if !rest.is_empty() {
             // A zero adds +0 to a sum that is never -0, and is neither the largest nor, wrapped, the smallest.
             let mut last = [0.0; LANES];
             last[..rest.len()].copy_from_slice(rest);
-            add(&last);
+            add!(&last);
         }
         let (low, high) = (_mm512_max_epu32(max[0], max[1]), _mm512_max_epu32(max[2], max[3]));
         let max_bits = _mm512_reduce_max_epu32(_mm512_max_epu32(low, high));
@@ -65,11 +71,17 @@ pub(super) unsafe fn two_bit_block<const LOW_FIRST: bool>(w: &[f32; 128], half: 
         let mut block = _mm256_setzero_si256();
         for q in 0..4 {
             let (high, low) = (_mm512_set1_ps(half[q / 2]), _mm512_set1_ps(-half[q / 2]));
+            // The two lines of a quarter.
+            let ahead = w.as_ptr().add(32 * q).cast::<i8>().wrapping_add(PREFETCH);
+            _mm_prefetch::<_MM_HINT_T0>(ahead);
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
             let a = _mm512_loadu_ps(w.as_ptr().add(32 * q));
             let b = _mm512_loadu_ps(w.as_ptr().add(32 * q + 16));
-            let both = |a: __mmask16, b: __mmask16| _mm512_kunpackw(b.into(), a.into());
-            let above = both(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, high), _mm512_cmp_ps_mask::<_CMP_GT_OQ>(b, high));
-            let below = both(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, low), _mm512_cmp_ps_mask::<_CMP_LT_OQ>(b, low));
+            let (first, second) =
+                (_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, high), _mm512_cmp_ps_mask::<_CMP_GT_OQ>(b, high));
+            let above = _mm512_kunpackw(second.into(), first.into());
+            let (first, second) = (_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, low), _mm512_cmp_ps_mask::<_CMP_LT_OQ>(b, low));
+            let below = _mm512_kunpackw(second.into(), first.into());
             let shift = two_bit_shift::<LOW_FIRST>(q);
             let zero_or_one = _mm256_mask_set1_epi8(_mm256_set1_epi8(1 << shift), below, 0);
             block = _mm256_or_si256(block, _mm256_mask_set1_epi8(zero_or_one, above, (2u8 << shift) as i8));
@@ -91,7 +103,10 @@ pub(super) unsafe fn two_bit_values<const LOW_FIRST: bool>(
 ) {
     // SAFETY: the caller's contract; loads are within 32 bytes, stores within 128 values.
     unsafe {
-        let tables = [0, 1].map(|i| _mm512_broadcast_f32x4(_mm_loadu_ps(values[i].as_ptr())));
+        let tables = [
+            _mm512_broadcast_f32x4(_mm_loadu_ps(values[0].as_ptr())),
+            _mm512_broadcast_f32x4(_mm_loadu_ps(values[1].as_ptr())),
+        ];
         for half in 0..2 {
             let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().add(16 * half).cast()));
             for q in 0..4 {
