@@ -17,10 +17,13 @@ struct NormRow {
     float *scale;
 };
 
+// Rows of 64 squares that are filled up with zeros past the end, so that the sum needs no ends: +0 changes no sum of squares.
+#define ZERO_ROWS 16
+
 template <int TILES> struct Staged {
     uint4 xs[TILES * 20];
-    float squares[TILES * TILE];
-    float results[64];
+    float squares[TILES * TILE + ZERO_ROWS * 64];
+    float results[112];
     u32 maxima[32];
     float factor;
     int sum;
@@ -45,34 +48,55 @@ template <int THREADS, int VECS> __device__ __forceinline__ void load_row(Part<V
     }
 }
 
-// The sum of `cols` values by lanes, by one warp: a thread has lanes 2t and 2t + 1, whose additions wait for each other and
-// for nothing else. In all threads.
-__device__ __forceinline__ float lane_sum(const float *values, u32 cols) {
+// Zeros past the row. Before the kernel waits, and before a barrier.
+template <int THREADS, int TILES> __device__ __forceinline__ void clear(Staged<TILES> &s, u32 cols) {
+    for (u32 i = threadIdx.x; i < ZERO_ROWS * 16; i += THREADS)
+        ((float4 *)s.squares)[cols / 4 + i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (threadIdx.x == 0) s.sum = 0;
+}
+
+// The sum of rows of 64 values by lanes, by one warp: a thread has lanes 2t and 2t + 1, whose additions wait for each other
+// and for nothing else. Reads up to fifteen rows too many, which are zeros. In all threads.
+__device__ __forceinline__ float lane_sum(const float *values, u32 rows) {
     const float2 *at = (const float2 *)values + threadIdx.x % 32;
     float low = 0.0f, high = 0.0f;
-    u32 rows = cols / 64, i = 0;
     // Eight in flight: what was added makes room for the one eight further on.
     float2 ahead[8];
 #pragma unroll
-    for (int j = 0; j < 8; j++) ahead[j] = j < rows ? at[32 * j] : make_float2(0.0f, 0.0f);
-    for (; i + 8 <= rows; i += 8) {
+    for (int j = 0; j < 8; j++) ahead[j] = at[32 * j];
+    for (u32 i = 0; i < rows; i += 8) {
+        at += 256;
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             low = low + ahead[j].x, high = high + ahead[j].y;
-            if (i + 8 + j < rows) ahead[j] = at[32 * (i + 8 + j)];
+            ahead[j] = at[32 * j];
         }
     }
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-        if (i + j < rows) low = low + ahead[j].x, high = high + ahead[j].y;
     // The halvings by 32, 16, 8, 4 and 2, and the last.
 #pragma unroll
     for (int h = 16; h; h >>= 1) low = low + __shfl_xor_sync(FULL, low, h), high = high + __shfl_xor_sync(FULL, high, h);
     return low + high;
 }
 
+// Four values to int8; they are in range.
+__device__ __forceinline__ u32 pack4(float4 v, float scale) {
+    int x = __float2int_rn(__fmul_rn(v.x, scale)), y = __float2int_rn(__fmul_rn(v.y, scale));
+    int z = __float2int_rn(__fmul_rn(v.z, scale)), w = __float2int_rn(__fmul_rn(v.w, scale));
+    u32 high, all;
+    asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, 0;" : "=r"(high) : "r"(w), "r"(z));
+    asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(all) : "r"(y), "r"(x), "r"(high));
+    return all;
+}
+
+// Out of the way of what runs.
+__device__ __noinline__ void raise_row(FAULT, float4 v, u32 at) {
+    float e[4] = {v.x, v.y, v.z, v.w};
+    for (int i = 0; i < 4; i++)
+        if (abs_bits(e[i]) >= INF_BITS) raise_element(FAULT_ARGS, e[i], at * 4 + i);
+}
+
 // rms_norm and quantize_row of one row by a block, into `s.xs` as `gemv` lays it out and `s.sum`. Returns the row's scale.
-// TILES * TILE <= THREADS * VECS * 4, and cols is a multiple of 64. Ends with a barrier.
+// TILES * TILE <= THREADS * VECS * 4, and cols is a multiple of 64. `clear` was called. Ends with a barrier.
 template <int THREADS, int VECS, int TILES>
 __device__ __forceinline__ float stage_norm(Staged<TILES> &s, Part<VECS> &mine, const NormRow &row, u32 tiles, FAULT) {
     float4(&v)[VECS] = mine.v, (&g)[VECS] = mine.g;
@@ -84,10 +108,9 @@ __device__ __forceinline__ float stage_norm(Staged<TILES> &s, Part<VECS> &mine, 
             ((float4 *)s.squares)[at] = make_float4(__fmul_rn(v[j].x, v[j].x), __fmul_rn(v[j].y, v[j].y),
                                                     __fmul_rn(v[j].z, v[j].z), __fmul_rn(v[j].w, v[j].w));
     }
-    if (t == THREADS - 1) s.sum = 0;
     __syncthreads();
     if (t < 32) {
-        float sum = lane_sum(s.squares, row.cols);
+        float sum = lane_sum(s.squares, row.cols / 64);
         if (t == 0) s.factor = __fdiv_rn(1.0f, __fsqrt_rn(__fdiv_rn(sum, (float)row.cols) + row.eps));
     }
     __syncthreads();
@@ -95,10 +118,11 @@ __device__ __forceinline__ float stage_norm(Staged<TILES> &s, Part<VECS> &mine, 
     u32 largest = 0;
 #pragma unroll
     for (int j = 0; j < VECS; j++) {
+        // Past the row both are zero.
         v[j].x = __fmul_rn(__fmul_rn(v[j].x, r), g[j].x), v[j].y = __fmul_rn(__fmul_rn(v[j].y, r), g[j].y);
         v[j].z = __fmul_rn(__fmul_rn(v[j].z, r), g[j].z), v[j].w = __fmul_rn(__fmul_rn(v[j].w, r), g[j].w);
-        if (t + j * THREADS < vectors)
-            largest = max(max(largest, max(abs_bits(v[j].x), abs_bits(v[j].y))), max(abs_bits(v[j].z), abs_bits(v[j].w)));
+        u32 most = max(max(abs_bits(v[j].x), abs_bits(v[j].y)), max(abs_bits(v[j].z), abs_bits(v[j].w)));
+        if (t + j * THREADS < vectors) largest = max(largest, most);
     }
     largest = warp_max(largest);
     if (lane == 0) s.maxima[t >> 5] = largest;
@@ -109,20 +133,15 @@ __device__ __forceinline__ float stage_norm(Staged<TILES> &s, Part<VECS> &mine, 
     int part = 0;
 #pragma unroll
     for (int j = 0; j < VECS; j++) {
-        u32 at = t + j * THREADS;
-        float e[4] = {v[j].x, v[j].y, v[j].z, v[j].w};
-        u32 four = 0;
-        if (at < vectors) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (finite) four |= (u32)(u8)__float2int_rn(__fmul_rn(e[i], scale)) << 8 * i;
-                else if (first && abs_bits(e[i]) >= INF_BITS) raise_element(FAULT_ARGS, e[i], at * 4 + i);
-            }
-            if (first && finite) ((u32 *)row.q)[at] = four;
-        }
+        u32 at = t + j * THREADS, four = at < vectors && finite ? pack4(v[j], scale) : 0;
         if (at < tiles * (TILE / 4)) ((u32 *)s.xs)[((at >> 6) * 20 + (at >> 2 & 15)) * 4 + (at & 3)] = four;
+        if (first && finite && at < vectors) ((u32 *)row.q)[at] = four;
         part = __dp4a(0x01010101, (int)four, part);
     }
+    if (first && !finite)
+#pragma unroll
+        for (int j = 0; j < VECS; j++)
+            if (t + j * THREADS < vectors) raise_row(FAULT_ARGS, v[j], t + j * THREADS);
     if (first && finite && t == 0) *row.scale = scale;
     part = __reduce_add_sync(FULL, part);
     if (lane == 0) atomicAdd(&s.sum, part);
@@ -162,52 +181,60 @@ __device__ __forceinline__ float result(int acc, float weight_scale, float x_sca
     return __fdiv_rn(__fmul_rn(__int2float_rn(acc), weight_scale), x_scale);
 }
 
-// rms_norm_quantize and a product, stored or added: sixteen rows a block, sixteen threads a row.
-template <int LOADS, int TILES>
+// The kernels below have at most 128 blocks at the shapes of the 2B-4T model: one on a multiprocessor, so that none waits for
+// two, and no norm is made twice on one.
+
+// rms_norm_quantize and a product, stored or added: a warp a row.
+#define GEMV_ROWS 20
+template <int LOADS, int VECS, int TILES>
 __device__ __forceinline__ void norm_gemv(const NormRow &row, u32 tiles, const uint4 *w, float *y, u32 n, float scale,
                                           u32 mode, FAULT) {
+    const int threads = GEMV_ROWS * 32;
     __shared__ Staged<TILES> s;
-    u32 sub = threadIdx.x & 15, at = blockIdx.x * 16 + (threadIdx.x >> 4);
+    u32 sub = threadIdx.x & 31, at = blockIdx.x * GEMV_ROWS + (threadIdx.x >> 5);
     uint4 v[LOADS];
     start_next();
-    ask<16>(v, w + (u64)min(at, n - 1) * tiles * 4, sub, tiles);
+    ask<32>(v, w + (u64)min(at, n - 1) * tiles * 4, sub, tiles);
     prefetch_row(row.w, row.cols);
+    clear<threads>(s, row.cols);
     wait_for_previous();
-    Part<TILES / 4> part;
-    load_row<256>(part, row);
+    Part<VECS> part;
+    load_row<threads>(part, row);
     // Read early: it is needed last.
     float before = mode & ADD && sub == 0 && at < n ? y[at] : 0.0f;
-    float x_scale = stage_norm<256>(s, part, row, tiles, FAULT_ARGS);
-    float out = result(product<16>(v, s, sub, tiles), scale, x_scale);
+    float x_scale = stage_norm<threads>(s, part, row, tiles, FAULT_ARGS);
+    float out = result(product<32>(v, s, sub, tiles), scale, x_scale);
     if (sub == 0 && at < n) y[at] = mode & ADD ? before + out : out;
 }
-#define NORM_GEMV(NAME, LOADS, TILES, BLOCKS)                                                                               \
-    KERNEL __launch_bounds__(256, BLOCKS) NAME(const float *x, const float *norm, float eps, u32 cols, i8 *q, float *x_scale,  \
-                                       u32 tiles, const uint4 *w, float *y, u32 n, float scale, u32 mode, FAULT) {     \
-        norm_gemv<LOADS, TILES>({x, norm, eps, cols, q, x_scale}, tiles, w, y, n, scale, mode, FAULT_ARGS);            \
+#define NORM_GEMV(NAME, LOADS, VECS, TILES)                                                                            \
+    KERNEL __launch_bounds__(GEMV_ROWS * 32)                                                                           \
+        NAME(const float *x, const float *norm, float eps, u32 cols, i8 *q, float *x_scale, u32 tiles,                 \
+             const uint4 *w, float *y, u32 n, float scale, u32 mode, FAULT) {                                          \
+        norm_gemv<LOADS, VECS, TILES>({x, norm, eps, cols, q, x_scale}, tiles, w, y, n, scale, mode, FAULT_ARGS);      \
     }
-NORM_GEMV(norm_gemv, 3, 12, 3)
-NORM_GEMV(norm_gemv_wide, 7, 28, 2)
+NORM_GEMV(norm_gemv, 2, 1, 10)
+NORM_GEMV(norm_gemv_wide, 4, 3, 28)
 
-// rms_norm_quantize, two products of n rows, and relu_squared_mul of theirs: eighteen rows of each a block, eight threads a
-// row. At 6,912 rows that is 384 blocks, three for each of 132 multiprocessors, which are then equally busy.
-#define PAIR_ROWS 18
-KERNEL __launch_bounds__(PAIR_ROWS * 16, 3) norm_gate_up(const float *x, const float *norm, float eps, u32 cols, i8 *q,
+// rms_norm_quantize, two products of n rows, and relu_squared_mul of theirs: 54 rows of each a block, eight threads a row.
+#define PAIR_ROWS 54
+KERNEL __launch_bounds__(PAIR_ROWS * 16) norm_gate_up(const float *x, const float *norm, float eps, u32 cols, i8 *q,
                                                       float *x_scale, u32 tiles, const uint4 *w0, float *y0, float s0,
                                                       const uint4 *w1, float *y1, float s1, float *y, u32 n, FAULT) {
-    __shared__ Staged<12> s;
+    const int threads = PAIR_ROWS * 16;
+    __shared__ Staged<10> s;
     u32 sub = threadIdx.x & 7, slot = threadIdx.x >> 3, first = blockIdx.x * PAIR_ROWS;
     bool up = slot >= PAIR_ROWS;
     u32 at = first + (up ? slot - PAIR_ROWS : slot);
-    uint4 v[6];
+    uint4 v[5];
     start_next();
     ask<8>(v, (up ? w1 : w0) + (u64)min(at, n - 1) * tiles * 4, sub, tiles);
     prefetch_row(norm, cols);
+    clear<threads>(s, cols);
     wait_for_previous();
     NormRow row = {x, norm, eps, cols, q, x_scale};
-    Part<3> part;
-    load_row<PAIR_ROWS * 16>(part, row);
-    float scale = stage_norm<PAIR_ROWS * 16>(s, part, row, tiles, FAULT_ARGS);
+    Part<1> part;
+    load_row<threads>(part, row);
+    float scale = stage_norm<threads>(s, part, row, tiles, FAULT_ARGS);
     float out = result(product<8>(v, s, sub, tiles), up ? s1 : s0, scale);
     if (sub == 0) s.results[slot] = out;
     __syncthreads();
@@ -220,50 +247,62 @@ KERNEL __launch_bounds__(PAIR_ROWS * 16, 3) norm_gate_up(const float *x, const f
     }
 }
 
-// rms_norm_quantize, the products q, k and v, the rotation of q and k, and kv_write. A block has sixteen rows of one head that
-// turn with each other, eight from each half; values too, though they stay as they are.
-KERNEL __launch_bounds__(256, 3) norm_qkv(const float *x, const float *norm, float eps, u32 cols, i8 *q8, float *x_scale,
-                                       u32 tiles, const uint4 *wq, float sq, float *q, const uint4 *wk, float sk,
-                                       float *k, const uint4 *wv, float sv, float *v, u32 heads, u32 kv_heads, u32 half,
-                                       const u32 *positions, u32 known, const float *cos, const float *sin,
-                                       u32 capacity, float *k_cache, float *v_cache, FAULT, u64 position_seq) {
-    __shared__ Staged<12> s;
-    u32 sub = threadIdx.x & 15, slot = threadIdx.x >> 4, a_head = half / 8;
-    u32 head = blockIdx.x / a_head, e = blockIdx.x % a_head * 8 + (slot & 7);
-    u32 kind = head < heads ? 0 : head < heads + kv_heads ? 1 : 2;
-    head -= kind == 0 ? 0 : kind == 1 ? heads : heads + kv_heads;
-    const uint4 *w = kind == 0 ? wq : kind == 1 ? wk : wv;
+// rms_norm_quantize, the products q, k and v, the rotation of q and k, and kv_write. Rows come in pairs that turn with each
+// other, one from each half of a head: fifteen pairs a block, sixteen threads a row. Values are paired too, though they stay
+// as they are.
+#define TURNED_ROWS 15
+KERNEL __launch_bounds__(TURNED_ROWS * 32)
+    norm_qkv(const float *x, const float *norm, float eps, u32 cols, i8 *q8, float *x_scale, u32 tiles, const uint4 *wq,
+             float sq, float *q, const uint4 *wk, float sk, float *k, const uint4 *wv, float sv, float *v, u32 heads,
+             u32 kv_heads, u32 half, const u32 *positions, u32 known, const float *cos, const float *sin, u32 capacity,
+             float *k_cache, float *v_cache, FAULT, u64 position_seq) {
+    const int threads = TURNED_ROWS * 32;
+    __shared__ Staged<10> s;
+    u32 pairs = (heads + 2 * kv_heads) * half, first = blockIdx.x * TURNED_ROWS;
+    u32 sub = threadIdx.x & 15, slot = threadIdx.x >> 4;
+    // Where a pair is: 0, 1 and 2 for q, k and v, and the row of its first.
+    struct Pair {
+        u32 kind, row, e;
+    };
+    auto place = [&](u32 pair) {
+        u32 head = pair / half, e = pair % half;
+        u32 kind = head < heads ? 0 : head < heads + kv_heads ? 1 : 2;
+        head -= kind == 0 ? 0 : kind == 1 ? heads : heads + kv_heads;
+        return Pair{kind, head * 2 * half + e, e};
+    };
+    Pair mine = place(min(first + slot % TURNED_ROWS, pairs - 1));
     uint4 a[3];
     start_next();
-    ask<16>(a, w + (u64)(head * 2 * half + e + (slot >> 3) * half) * tiles * 4, sub, tiles);
+    ask<16>(a, (mine.kind == 0 ? wq : mine.kind == 1 ? wk : wv) + (u64)(mine.row + slot / TURNED_ROWS * half) * tiles * 4,
+            sub, tiles);
     prefetch_row(norm, cols);
+    clear<threads>(s, cols);
     wait_for_previous();
     NormRow row = {x, norm, eps, cols, q8, x_scale};
-    Part<3> part;
-    load_row<256>(part, row);
-    u32 p = positions[0];
-    bool known_position = p < min(known, capacity);
-    u32 pair = blockIdx.x % a_head * 8 + (threadIdx.x & 7);
+    Part<2> part;
+    load_row<threads>(part, row);
+    u32 p = positions[0], pair = first + threadIdx.x;
+    bool known_position = p < min(known, capacity), last = threadIdx.x < TURNED_ROWS && pair < pairs;
+    Pair turned = place(min(pair, pairs - 1));
     float c = 1.0f, turn = 0.0f;
-    if (known_position && threadIdx.x < 8) c = cos[(u64)p * half + pair], turn = sin[(u64)p * half + pair];
-    float scale = stage_norm<256>(s, part, row, tiles, FAULT_ARGS);
-    float out = result(product<16>(a, s, sub, tiles), kind == 0 ? sq : kind == 1 ? sk : sv, scale);
+    if (known_position && last) c = cos[(u64)p * half + turned.e], turn = sin[(u64)p * half + turned.e];
+    float scale = stage_norm<threads>(s, part, row, tiles, FAULT_ARGS);
+    float out = result(product<16>(a, s, sub, tiles), mine.kind == 0 ? sq : mine.kind == 1 ? sk : sv, scale);
     if (sub == 0) s.results[slot] = out;
     __syncthreads();
-    if (threadIdx.x >= 8) return;
-    float low = s.results[threadIdx.x], high = s.results[threadIdx.x + 8];
-    u32 at = head * 2 * half + pair;
-    float *to = kind == 0 ? q : kind == 1 ? k : v;
-    if (!known_position) {
-        if (blockIdx.x == 0 && threadIdx.x == 0) raise_fault(fault_word, fault_raised, position_seq, F_INDEX, 0);
-    } else if (kind < 2) {
+    if (!known_position && blockIdx.x == 0 && threadIdx.x == 0)
+        raise_fault(fault_word, fault_raised, position_seq, F_INDEX, 0);
+    if (!last) return;
+    float low = s.results[threadIdx.x], high = s.results[threadIdx.x + TURNED_ROWS];
+    if (known_position && turned.kind < 2) {
         float l = __fmul_rn(low, c) - __fmul_rn(high, turn), h = __fmul_rn(high, c) + __fmul_rn(low, turn);
         low = l, high = h;
     }
-    to[at] = low;
-    to[at + half] = high;
-    if (kind == 0 || !known_position) return;
-    float *cache = (kind == 1 ? k_cache : v_cache) + (u64)p * kv_heads * 2 * half + at;
+    float *to = (turned.kind == 0 ? q : turned.kind == 1 ? k : v) + turned.row;
+    to[0] = low;
+    to[half] = high;
+    if (turned.kind == 0 || !known_position) return;
+    float *cache = (turned.kind == 1 ? k_cache : v_cache) + (u64)p * kv_heads * 2 * half + turned.row;
     cache[0] = low;
     cache[half] = high;
 }

@@ -12,10 +12,12 @@ use crate::pack::TILE;
 use crate::queue::{Gate, Gemv, Item, KvWrite, Norm, Rope};
 
 /// Tiles of a row that the fused kernels hold; see `kernels/fused.cu`.
-const TILES: u32 = 12;
+const TILES: u32 = 10;
 const WIDE_TILES: u32 = 28;
-/// Rows of each product that a block of `norm_gate_up` has.
-const PAIR_ROWS: u32 = 18;
+/// Rows of a block of `norm_gemv`, of each product of `norm_gate_up`, and pairs of rows of `norm_qkv`.
+const GEMV_ROWS: u32 = 20;
+const PAIR_ROWS: u32 = 54;
+const TURNED_ROWS: u32 = 15;
 
 /// Whether `next` continues the group that is held.
 pub(crate) fn continues(held: &[Item], next: &Item) -> bool {
@@ -28,7 +30,7 @@ pub(crate) fn continues(held: &[Item], next: &Item) -> bool {
         }
         ([Item::Norm(n), Item::Gemv(a), Item::Gemv(b)], Item::Gate(g)) => gates(n, a, b, g),
         ([Item::Norm(_), Item::Gemv(q), Item::Gemv(_), Item::Gemv(_)], Item::Rope(r)) => {
-            r.rows == 1 && r.half.is_multiple_of(8) && (r.x, r.heads * 2 * r.half) == (q.y, q.n)
+            r.rows == 1 && (r.x, r.heads * 2 * r.half) == (q.y, q.n)
         }
         ([Item::Norm(_), Item::Gemv(_), Item::Gemv(k), Item::Gemv(_), Item::Rope(q)], Item::Rope(r)) => {
             same_turn(q, r) && q.fault.same_stream(&r.fault) && (r.x, r.heads * 2 * r.half) == (k.y, k.n)
@@ -224,7 +226,7 @@ impl Device {
         let kernel = if g.tiles > TILES { Kernel::NormGemvWide } else { Kernel::NormGemv };
         let args = norm_args(n).u32(g.tiles).u64(g.w).u64(g.y).u32(g.n).f32(g.scale).u32(u32::from(g.add));
         // SAFETY: as above; parameters as in fused.cu, rows no longer than it has room for.
-        unsafe { self.push(kernel, Grid::new(g.n.div_ceil(16), 256), args.fault(n.fault)) }
+        unsafe { self.push(kernel, Grid::new(g.n.div_ceil(GEMV_ROWS), GEMV_ROWS * 32), args.fault(n.fault)) }
     }
 
     fn norm_gate_up(&self, n: &Norm, a: &Gemv, b: &Gemv, g: &Gate) -> Result<()> {
@@ -240,9 +242,9 @@ impl Device {
         let kv_heads = kv.width / (2 * r.half);
         let args = args.u32(r.heads).u32(kv_heads).u32(r.half).u64(r.positions).u32(r.known).u64(r.cos).u64(r.sin);
         let args = args.u32(kv.capacity).u64(kv.k_cache).u64(kv.v_cache).fault(n.fault).fault_number(r.fault);
-        let blocks = (r.heads + 2 * kv_heads) * r.half / 8;
-        // SAFETY: as above; the block count is exact, as half a head is a multiple of eight.
-        unsafe { self.push(Kernel::NormQkv, Grid::new(blocks, 256), args) }
+        let blocks = ((r.heads + 2 * kv_heads) * r.half).div_ceil(TURNED_ROWS);
+        // SAFETY: as above.
+        unsafe { self.push(Kernel::NormQkv, Grid::new(blocks, TURNED_ROWS * 32), args) }
     }
 
     fn gemvs(&self, parts: [Option<Gemv>; 3]) -> Result<()> {

@@ -17,17 +17,25 @@ pub(crate) struct Geometry {
 
 const MAX_THREADS: u32 = 512;
 
-/// Positions whose scores fit in a block's shared memory, beside one partial sum a thread.
+/// Positions whose scores fit in a block's shared memory, beside one partial sum a thread, or the
+/// values of a cluster's block.
 pub(crate) fn room(device: &Device) -> usize {
-    (device.driver.dynamic_shared() / 4).saturating_sub(MAX_THREADS + 64) as usize
+    (device.driver.dynamic_shared() / 4).saturating_sub((MAX_THREADS + 64).max(HELD * CHUNK + 64)) as usize
 }
 
 /// What `attention_cluster` is for: heads of 128 elements, and so few rows that one block a head would leave the GPU idle.
 const CLUSTER_HEAD: usize = 128;
 const CLUSTER_ROWS: usize = 8;
 const CLUSTER: usize = 8;
+/// Chunks of values that it holds, and the floats of one.
+const HELD: u32 = 16;
+const CHUNK: u32 = 64 * 16 + 16;
 
 impl CudaStream {
+    fn clustered(&self, g: Geometry, rows: usize) -> bool {
+        self.device.driver.overlaps && g.head_dim == CLUSTER_HEAD && rows <= CLUSTER_ROWS
+    }
+
     pub(super) fn attention(
         &mut self,
         g: Geometry,
@@ -44,18 +52,19 @@ impl CudaStream {
         let positions_at = self.input("positions", positions)?;
         let fault = self.watch("positions", Format::F32);
         let args = Args::new().u64(q).u32(heads).u32(kv_heads);
-        let (kernel, grid, args) =
-            if self.device.driver.overlaps && g.head_dim == CLUSTER_HEAD && positions.len() <= CLUSTER_ROWS {
-                let x = count("blocks of all rows", blocks * CLUSTER)?;
-                let grid = Grid { x, y: 1, threads: 256, shared: 4 * room.next_multiple_of(64) };
-                (Kernel::AttentionCluster, grid, args.u64(positions_at).u32(room).u64(k).u64(v).u64(y))
-            } else {
-                // Few blocks get many threads: a chunk of 64 positions is then summed by each group of `head_dim` of them.
-                let threads = if blocks <= 2 * self.device.driver.processors as usize { MAX_THREADS } else { 256 };
-                let x = count("heads of all rows", blocks)?;
-                let grid = Grid { x, y: 1, threads, shared: 4 * (room.next_multiple_of(64) + threads) };
-                (Kernel::Attention, grid, args.u32(dim).u64(positions_at).u32(room).u64(k).u64(v).u64(y).u32(room))
-            };
+        let (kernel, grid, args) = if self.clustered(g, positions.len()) && v.is_multiple_of(16) {
+            let x = count("blocks of all rows", blocks * CLUSTER)?;
+            let scores = room.next_multiple_of(64);
+            let grid = Grid { x, y: 1, threads: 256, shared: 4 * (scores + (scores / 64).min(HELD) * CHUNK) };
+            let args = args.u64(positions_at).u32(room).u64(k).u64(v).u64(y).u32(scores);
+            (Kernel::AttentionCluster, grid, args)
+        } else {
+            // Few blocks get many threads: a chunk of 64 positions is then summed by each group of `head_dim` of them.
+            let threads = if blocks <= 2 * self.device.driver.processors as usize { MAX_THREADS } else { 256 };
+            let x = count("heads of all rows", blocks)?;
+            let grid = Grid { x, y: 1, threads, shared: 4 * (room.next_multiple_of(64) + threads) };
+            (Kernel::Attention, grid, args.u32(dim).u64(positions_at).u32(room).u64(k).u64(v).u64(y).u32(room))
+        };
         // SAFETY: parameters as in attention.cu and decode_attention.cu; `Checked` has seen to the lengths, the kernels
         // check positions, and `supports` that the scores fit.
         unsafe { self.device.launch(kernel, grid, args.fault(fault)) }
