@@ -65,9 +65,16 @@ impl Registry {
             tracing::debug!(backend = f.entry.id, probe = ?f.probe, "probed");
         }
         let threads = config.threads.count.map_or_else(Pool::available, |n| n.get().into());
+        let processors: Vec<usize> = config.threads.affinity.iter().map(|&cpu| cpu.into()).collect();
+        if threads > Pool::available() {
+            let processors = Pool::available();
+            tracing::warn!(
+                "{threads} threads were asked for, and this process may use {processors} processors: work is split for {threads}, and {processors} threads share it"
+            );
+        }
         let isa = config.select.isa.as_ref().map(|isa| isa.as_str().parse::<Isa>()).transpose()?;
         let budget = config.memory.pool.map(|size| usize::try_from(size.bytes()).unwrap_or(usize::MAX));
-        let host = HostContext::new(Arc::new(Pool::new(threads)?))
+        let host = HostContext::new(Arc::new(Pool::bound(threads, &processors)?))
             .with_isa(isa)
             .with_memory(Arc::new(HostMemory::new(budget)))
             .with_log(|level, message| match level {

@@ -54,8 +54,9 @@ sections! {
         /// "auto" is one for each core that the process may use. `RAYON_NUM_THREADS` is honoured where nothing of
         /// Tersor's own in the environment or among the flags says otherwise; it is stronger than files.
         Now count: Option<NonZeroU16> = None, alias "TERSOR_THREADS";
-        /// The CPU numbers that the threads are bound to, in turn; an empty list leaves that to the system.
-        Later affinity: Vec<u16> = Vec::new();
+        /// The CPU numbers that the threads are bound to, in turn; an empty list leaves that to the system. The thread that
+        /// opens the registry is the first of them.
+        Now affinity: Vec<u16> = Vec::new();
     }
 
     /// Memory budgets.
