@@ -77,6 +77,12 @@ impl HostContext {
         self
     }
 
+    /// The same with work on another executor.
+    pub fn with_executor(mut self, executor: Arc<dyn Executor>) -> Self {
+        self.executor = executor;
+        self
+    }
+
     /// The same with buffers from `memory`.
     pub fn with_memory(mut self, memory: Arc<HostMemory>) -> Self {
         self.memory = memory;
@@ -91,6 +97,11 @@ impl HostContext {
     /// Where work runs.
     pub fn executor(&self) -> &dyn Executor {
         &*self.executor
+    }
+
+    /// The executor, to keep or to hand on.
+    pub fn shared_executor(&self) -> Arc<dyn Executor> {
+        self.executor.clone()
     }
 
     /// Hands a message to the host.

@@ -11,6 +11,7 @@
 #![deny(unsafe_code)]
 
 mod gate;
+mod part;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use tersor_core::Executor;
 
 use gate::Gate;
+pub use part::Part;
 
 /// How long a worker watches for the next job before it sleeps: longer than the serial parts of a decode step.
 pub const SPIN: Duration = Duration::from_micros(100);
