@@ -56,9 +56,20 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "FILTER")]
     pub(crate) log: Option<String>,
 
+    /// Set a key of the configuration, such as tune.mode=off or select.deny=scalar,cuda; the value as in a TERSOR_* variable
+    ///
+    /// Every key can be set so; `tersor config show` lists them. May be given several times.
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = assignment)]
+    pub(crate) set: Vec<(String, String)>,
+
     /// Print one JSON object on standard output instead of text
     #[arg(long, global = true)]
     pub(crate) json: bool,
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("KEY=VALUE is needed, such as threads.count=2")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
 }
 
 #[derive(Debug, Subcommand)]

@@ -25,6 +25,9 @@ impl Context {
         if let Some(file) = &global.config {
             options = options.file(file);
         }
+        for (key, value) in &global.set {
+            options = options.flag("--set", key, value);
+        }
         for (flag, key, value) in place.into_iter().flat_map(Place::flags) {
             options = options.flag(flag, key, value);
         }

@@ -5,6 +5,7 @@
 mod support;
 
 use half::bf16;
+use serde_json::Value;
 use support::{command, half_master, run, tersor, tersor_at};
 
 #[test]
@@ -140,7 +141,7 @@ fn a_configuration_file_with_a_wrong_key() {
 fn the_configuration_says_who_set_what() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("tersor.toml");
-    std::fs::write(&file, "[select]\ndeny = [\"cpu-avx2\"]\n[memory]\npool = \"1MB\"\n").unwrap();
+    std::fs::write(&file, "[select]\ndeny = [\"cpu-avx2\"]\n[gpu]\nstreams = 2\n").unwrap();
     let mut show = command();
     show.args(["config", "show", "--origin", "--backend", "scalar", "--config"]).arg(&file).env("TERSOR_THREADS", "2");
     let ran = run(&mut show);
@@ -152,7 +153,7 @@ fn the_configuration_says_who_set_what() {
     ] {
         assert!(ran.stdout.lines().any(|l| l.starts_with(line) && l.contains(origin)), "{line}: {}", ran.stdout);
     }
-    assert!(ran.stderr.contains("warning: ") && ran.stderr.contains("`memory.pool`"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("warning: ") && ran.stderr.contains("`gpu.streams`"), "{}", ran.stderr);
     let report = tersor_at("config show --json --config {}", &[&file]).json(0);
     let deny = report["entries"].as_array().unwrap().iter().find(|e| e["key"] == "select.deny").unwrap();
     assert!(deny["origin"].as_str().unwrap().ends_with("tersor.toml:2:1"), "{deny}");
@@ -163,4 +164,31 @@ fn the_configuration_says_who_set_what() {
     // A file decides what runs.
     let report = tersor_at("run --tokens 1 --json --config {}", &[&file]).json(0);
     assert_ne!(report["backend"], "cpu-avx2");
+}
+
+#[test]
+fn every_key_has_a_flag() {
+    let show = tersor(["config", "show", "--json"]).json(0);
+    // Keys that have a value by themselves can be set to it.
+    for entry in show["entries"].as_array().unwrap() {
+        let (key, value) = (entry["key"].as_str().unwrap(), &entry["value"]);
+        let text = match value {
+            Value::String(text) => text.clone(),
+            Value::Array(_) => String::new(),
+            other => other.to_string(),
+        };
+        let set = tersor(["config", "show", "--json", "--set", &format!("{key}={text}")]).json(0);
+        let entry = set["entries"].as_array().unwrap().iter().find(|e| e["key"] == key).unwrap();
+        assert_eq!((&entry["value"], &entry["origin"]), (value, &Value::from("--set")), "{key}={text}");
+    }
+    let error = tersor(["config", "show", "--set", "tune.mod=off"]).failed(2);
+    assert!(error.contains("--set") && error.contains("did you mean `tune.mode`?"), "{error}");
+    let error = tersor(["config", "show", "--set", "threads.count"]).failed(2);
+    assert!(error.contains("KEY=VALUE"), "{error}");
+    // A flag of its own is stronger, and the environment is weaker.
+    let mut both = command();
+    both.args(["config", "show", "--json", "--set", "threads.count=3", "--threads", "4"]).env("TERSOR_THREADS", "2");
+    let shown = run(&mut both).json(0);
+    let count = shown["entries"].as_array().unwrap().iter().find(|e| e["key"] == "threads.count").unwrap();
+    assert_eq!((&count["value"], &count["origin"]), (&Value::from(4), &Value::from("--threads")));
 }
