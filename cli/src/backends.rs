@@ -6,6 +6,8 @@ use std::io::Write;
 use serde::Serialize;
 use tersor::core::{DType, DeviceInfo, DeviceKind, OpSpec, Probe, QuantBackend, Shape, Support};
 use tersor::registry::Found;
+use tersor::registry::config::TuneMode;
+use tersor::registry::tune::{Effort, Workload};
 use tersor::{Decision, Format, Registry};
 
 use crate::args::Place;
@@ -194,7 +196,13 @@ fn decisions(registry: &Registry) -> Result<BTreeMap<&'static str, Chosen>, Fail
     for format in Format::TERNARY {
         let rows = OpSpec::QuantizeRows { rows: 1, cols: COLS };
         let [.., (_, gemv), (_, gemm)] = format_jobs(format)?;
-        let chosen = match registry.select(&[gemv, gemm, rows]) {
+        let specs = [gemv, gemm, rows];
+        // A list is no reason to measure: what is known counts.
+        let choice = match registry.tuner().mode() {
+            TuneMode::Off => registry.select(&specs),
+            _ => registry.measure(&Workload::from(&specs[..]), Effort::Known, &mut |_, _| ()),
+        };
+        let chosen = match choice {
             Ok(choice) => Chosen::Yes(Box::new(choice.decision)),
             Err(error) => Chosen::No { error: error.to_string() },
         };

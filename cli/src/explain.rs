@@ -12,8 +12,8 @@ use crate::failure::{Exit, Failure};
 
 /// Say which backend runs an operation, why, and why not the others, with measured times
 ///
-/// What is not known is measured now and kept, unless --known is given. A program makes the same choice where tune.mode is
-/// not "off".
+/// What is not known is measured now and kept, unless --known is given. A program makes the same choice unless tune.mode is
+/// "off".
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:

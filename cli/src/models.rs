@@ -7,6 +7,7 @@ use tersor::model::graph::required_ops;
 use tersor::model::source::{KernelConfig, TensorEntry};
 use tersor::model::{Linear, ModelFile, OpenOptions, Role, embedded};
 use tersor::registry::Choice;
+use tersor::registry::tune::Workload;
 use tersor::{Format, Registry};
 
 use crate::args::Foreign;
@@ -60,8 +61,12 @@ pub(crate) fn select(
 ) -> Result<Choice, Failure> {
     let config = model.config();
     let mut formats = Vec::new();
+    let mut bytes = 0;
     for role in Role::all(config).filter(|r| !r.is_norm()) {
-        formats.push((role, operand(model, role, wanted)?));
+        let operand = operand(model, role, wanted)?;
+        let (rows, cols) = role.shape(config);
+        bytes += operand.0.encoded_len(Shape::new(rows, cols)?)?.bytes as u64;
+        formats.push((role, operand));
     }
     // A role that the model lacks is not asked for.
     let format_of = |role| formats.iter().find(|(r, _)| *r == role).map_or((Format::F32, None), |(_, f)| *f);
@@ -71,7 +76,7 @@ pub(crate) fn select(
     let format = wanted.map(|f| format!(" in {f}")).unwrap_or_default();
     let what = format!("{name}{format} ({} kinds of operation)", specs.len());
     // The registry knows operations; a person knows the model.
-    match registry.select(&specs) {
+    match registry.select_for(&Workload { specs: &specs, weight_bytes: Some(bytes) }) {
         Ok(mut choice) => {
             choice.decision.what = what;
             Ok(choice)

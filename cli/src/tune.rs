@@ -24,7 +24,7 @@ use crate::text::{Table, percent};
 ///
 /// A candidate is a backend at one of its instruction set tiers. It must equal the oracle bit for bit before its time counts.
 /// Weights are cold: samples rotate over more copies than the cache holds, or over the model's own size where that is
-/// smaller. What is known already is not measured again. Programs use the winners where tune.mode is not "off".
+/// smaller. What is known already is not measured again. Programs use the winners unless tune.mode is "off".
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:

@@ -124,11 +124,27 @@ impl Registry {
 
     /// Opens a backend at one of its lower tiers.
     pub(crate) fn open_tier(&self, found: &Found, isa: Isa) -> Result<Arc<dyn QuantBackend>> {
-        if let Some(open) = self.tiers.get(&(found.entry.id, isa)) {
+        self.open_as((found.entry.id, Some(isa), None), found, &self.host.clone().with_isa(Some(isa)))
+    }
+
+    /// Opens a backend with fewer threads than the pool has.
+    pub(crate) fn open_part(&self, found: &Found, threads: usize) -> Result<Arc<dyn QuantBackend>> {
+        let part = tersor_pool::Part::new(self.host.shared_executor(), threads);
+        let host = self.host.clone().with_executor(Arc::new(part));
+        self.open_as((found.entry.id, self.host.isa, Some(threads)), found, &host)
+    }
+
+    fn open_as(
+        &self,
+        key: (&'static str, Option<Isa>, Option<usize>),
+        found: &Found,
+        host: &HostContext,
+    ) -> Result<Arc<dyn QuantBackend>> {
+        if let Some(open) = self.tiers.get(&key) {
             return Ok(open.clone());
         }
-        let backend = found.entry.open(&self.host.clone().with_isa(Some(isa)))?;
-        Ok(self.tiers.entry((found.entry.id, isa)).or_insert(backend).clone())
+        let backend = found.entry.open(host)?;
+        Ok(self.tiers.entry(key).or_insert(backend).clone())
     }
 
     /// Opens a backend by id, or returns it if it is open already.
@@ -250,7 +266,11 @@ impl Registry {
                 let others = std::iter::once(found.entry.id).chain(others).filter(|id| *id != chosen);
                 rejected.extend(others.map(|id| Rejected { id: id.into(), reason: told_by(&routes, id) }));
                 let measured = routes.iter().filter(|r| r.basis.record().is_some()).count();
-                let because = if measured == 0 { because } else { Reason::Measured { measured, of: routes.len() } };
+                // Who asked for the backend, or what it fell back from, is the stronger reason; the routes have the times.
+                let because = match because {
+                    Reason::Priority { .. } if measured > 0 => Reason::Measured { measured, of: routes.len() },
+                    other => other,
+                };
                 Choice { backend: best, decision: Decision { what, chosen, because, kernels, rejected, routes } }
             }
         };
@@ -265,7 +285,7 @@ impl Registry {
     }
 
     /// All candidates, best first, before it is known what they can do.
-    fn in_order(&self) -> Vec<&Found> {
+    pub(crate) fn in_order(&self) -> Vec<&Found> {
         let place = |f: &Found| self.place(f).unwrap_or(usize::MAX);
         let cuda_or_cpu = matches!(self.config.select.device, Device::CudaOrCpu);
         let mut found: Vec<_> = self.found.iter().collect();
@@ -294,7 +314,7 @@ impl Registry {
     }
 
     /// The opened backend and its kernels, or why it cannot be chosen.
-    fn eligible(
+    pub(crate) fn eligible(
         &self,
         found: &Found,
         named: Option<&str>,
@@ -346,7 +366,7 @@ fn kernels_of(backend: &dyn QuantBackend, specs: &[OpSpec]) -> Vec<&'static str>
 
 /// Why a backend that can do everything was not chosen for everything.
 fn told_by(routes: &[Route], id: &str) -> String {
-    let is = |name: &str| name.split('/').next() == Some(id);
+    let is = |name: &str| name.split(['/', '@']).next() == Some(id);
     let won = routes.iter().filter(|r| is(&r.chosen)).count();
     match won {
         0 => "slower, or not measured, in each product; see the routes".into(),
@@ -370,7 +390,9 @@ mod tests {
     use tersor_core::Format;
 
     fn registry(toml: &str) -> Result<Registry> {
-        Registry::build(Config::from_toml_str(toml)?)
+        let mut config = Config::from_toml_str(toml)?;
+        config.tune.mode = crate::config::TuneMode::Off;
+        Registry::build(config)
     }
 
     fn gemv() -> [OpSpec; 1] {

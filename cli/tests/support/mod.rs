@@ -53,6 +53,7 @@ pub(crate) fn command() -> Command {
         }
     }
     command.env_remove("XDG_CONFIG_HOME").env("HOME", env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
+    command.env("TERSOR_TUNE_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("tune"));
     command
 }
 

@@ -17,7 +17,7 @@ const INTRODUCTION: &str = "\
 current directory is not searched.
 A value is taken from the first of these that has it, each key by itself:
 
-1. command-line flags,
+1. command-line flags: `--set KEY=VALUE` for every key; some have a flag of their own, which is stronger,
 2. environment variables,
 3. the file given,
 4. the user's file,

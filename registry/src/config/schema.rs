@@ -84,7 +84,7 @@ sections! {
     Tune [tune] {
         /// When kernels are measured: "off" is never, "cached" uses the cache and measures what it lacks at start within the
         /// budget, "on-miss" measures a weight shape when it is first packed, "full" measures everything again.
-        Now mode: TuneMode = TuneMode::Off;
+        Now mode: TuneMode = TuneMode::Cached;
         /// The most milliseconds that measuring may take at a cold start.
         Now budget_ms: u64 = 300;
         /// The directory of measured results; "auto" is Tersor's place in the user's cache directory.

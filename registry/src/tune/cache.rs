@@ -145,8 +145,14 @@ pub(super) mod tests {
     }
 
     pub(in crate::tune) fn record(backend: &str) -> Record {
-        let winner =
-            Identity { backend: backend.into(), isa: None, kernel: "gemv".into(), revision: 1, build: "test".into() };
+        let winner = Identity {
+            backend: backend.into(),
+            isa: None,
+            threads: None,
+            kernel: "gemv".into(),
+            revision: 1,
+            build: "test".into(),
+        };
         Record { winner, rows: 1, cold_bytes: 1, measured: Vec::new() }
     }
 

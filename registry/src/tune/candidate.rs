@@ -17,6 +17,9 @@ pub struct Identity {
     pub backend: String,
     /// The ISA tier that the backend was opened at; `None` for portable code.
     pub isa: Option<String>,
+    /// Threads that it may use; `None` for all of the pool's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
     /// Name of the kernel.
     pub kernel: String,
     /// Kernel revision of the backend's entry.
@@ -26,12 +29,9 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Backend and tier: `cpu-avx512/avx512-vnni`.
+    /// Backend, tier and, where it does not use all threads, their number: `cpu-avx512/avx512-vnni`, `scalar@1t`.
     pub fn name(&self) -> String {
-        match &self.isa {
-            Some(isa) => format!("{}/{isa}", self.backend),
-            None => self.backend.clone(),
-        }
+        name(&self.backend, self.isa.as_deref(), self.threads)
     }
 }
 
@@ -41,13 +41,21 @@ impl fmt::Display for Identity {
     }
 }
 
-/// A backend at one tier, ready to work.
+fn name(backend: &str, isa: Option<&str>, threads: Option<usize>) -> String {
+    let isa = isa.map(|isa| format!("/{isa}")).unwrap_or_default();
+    let threads = threads.map(|n| format!("@{n}t")).unwrap_or_default();
+    format!("{backend}{isa}{threads}")
+}
+
+/// A backend at one tier with so many threads, ready to work.
 #[derive(Debug, Clone)]
 pub struct Contender {
     /// The backend.
     pub backend: Arc<dyn QuantBackend>,
     /// Its tier.
     pub isa: Option<Isa>,
+    /// Threads that it may use; `None` for all of the pool's.
+    pub threads: Option<usize>,
     /// Compiler and profile, or what else tells builds of it apart.
     pub build: String,
 }
@@ -57,13 +65,18 @@ impl Contender {
     pub fn new(backend: Arc<dyn QuantBackend>) -> Self {
         let isa = backend.info().isa;
         let build = format!("{}; {BUILD_ID}", backend.info().version);
-        Contender { backend, isa, build }
+        Contender { backend, isa, threads: None, build }
     }
 
-    /// Backend and tier.
+    /// The same, known to have been opened with fewer threads than the pool has.
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Backend, tier and, where it does not use all threads, their number.
     pub fn name(&self) -> String {
-        let id = &self.backend.info().id;
-        self.isa.map_or_else(|| id.to_string(), |isa| format!("{id}/{isa}"))
+        name(&self.backend.info().id, self.isa.map(Isa::id), self.threads)
     }
 
     /// Who would run `spec`, or why it cannot.
@@ -73,6 +86,7 @@ impl Contender {
             Support::Yes { kernel } => Ok(Identity {
                 backend: self.backend.info().id.to_string(),
                 isa: self.isa.map(|isa| isa.id().to_owned()),
+                threads: self.threads,
                 kernel: kernel.to_owned(),
                 revision: self.backend.info().kernel_revision,
                 build: self.build.clone(),

@@ -86,6 +86,18 @@ fn affinity() -> Option<String> {
 
 /// Bytes of the largest cache; `None` where the system does not tell.
 pub fn last_level_cache() -> Option<u64> {
+    data_caches().pop()
+}
+
+/// Bytes of the largest cache below the last level, which is a core's own on processors that have three.
+pub fn inner_cache() -> Option<u64> {
+    let mut sizes = data_caches();
+    sizes.pop();
+    sizes.pop()
+}
+
+/// Bytes of the caches that hold data, smallest first.
+fn data_caches() -> Vec<u64> {
     let bytes = |cache: &Cache| {
         let (digits, unit) = cache.size.split_at(cache.size.find(|c: char| !c.is_ascii_digit())?);
         let unit = match unit {
@@ -96,7 +108,10 @@ pub fn last_level_cache() -> Option<u64> {
         };
         digits.parse::<u64>().ok()?.checked_mul(unit)
     };
-    caches().iter().filter(|c| c.kind != "Instruction").filter_map(bytes).max()
+    let mut sizes: Vec<u64> = caches().iter().filter(|c| c.kind != "Instruction").filter_map(bytes).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    sizes
 }
 
 #[cfg(test)]

@@ -86,7 +86,7 @@ pub struct Routed {
 }
 
 impl Routed {
-    /// Its id.
+    /// Its id, where it hands work to more than one backend.
     pub const ID: &'static str = "tuned";
 
     pub(super) fn new(
@@ -97,8 +97,13 @@ impl Routed {
         host: &HostContext,
     ) -> Option<Self> {
         let first = members.first()?.backend.info();
-        let (version, device) = (env!("CARGO_PKG_VERSION").into(), first.device.clone());
-        let info = BackendInfo { id: Self::ID.into(), version, kernel_revision: 0, device, isa: None };
+        // A backend that is asked for by name keeps its name, whichever of its tiers and thread counts does what.
+        let info = if members.iter().all(|m| m.backend.info().id == first.id) {
+            first.clone()
+        } else {
+            let (version, device) = (env!("CARGO_PKG_VERSION").into(), first.device.clone());
+            BackendInfo { id: Self::ID.into(), version, kernel_revision: 0, device, isa: None }
+        };
         let threads = host.executor().threads();
         let (members, plans) = (Arc::new(members), Arc::new(plans));
         Some(Routed { info, members, default: 0, plans, tuner, on_miss, threads })

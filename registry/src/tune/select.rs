@@ -56,7 +56,17 @@ pub(crate) struct Tuned {
 }
 
 impl Registry {
-    /// Every tier of these backends, in the fixed order: that of the backends, and the highest tier of each first.
+    /// Who is measured for these operations where nothing is named: every host backend that does all of them, at each tier
+    /// and with fewer threads, in the fixed order.
+    pub fn candidates(&self, specs: &[OpSpec]) -> Vec<Contender> {
+        let able = |found| Some((found, self.eligible(found, None, specs).ok()?.0));
+        let eligible: Vec<_> =
+            self.in_order().into_iter().filter_map(able).filter(|(_, b)| b.info().is_host()).collect();
+        self.contenders(&eligible, specs)
+    }
+
+    /// Every tier of these backends, in the fixed order: that of the backends, and the highest tier of each first. Behind
+    /// them the highest tiers again, with half of the threads, a quarter and so on: more can be slower.
     pub(crate) fn contenders(&self, eligible: &[(&Found, Arc<dyn QuantBackend>)], specs: &[OpSpec]) -> Vec<Contender> {
         let mut all = Vec::new();
         for (found, backend) in eligible {
@@ -72,6 +82,16 @@ impl Registry {
                     Ok(tier) if specs.iter().all(|s| tier.supports(s).is_yes()) => all.push(Contender::new(tier)),
                     Ok(_) => {}
                     Err(error) => tracing::debug!(backend = found.entry.id, %isa, %error, "no contender"),
+                }
+            }
+        }
+        let pool = self.host().executor().threads();
+        let halves = std::iter::successors(Some(pool / 2), |n| Some(n / 2)).take_while(|n| *n > 0);
+        for threads in halves {
+            for (found, _) in eligible {
+                match self.open_part(found, threads) {
+                    Ok(part) => all.push(Contender::new(part).with_threads(threads)),
+                    Err(error) => tracing::debug!(backend = found.entry.id, threads, %error, "no contender"),
                 }
             }
         }
@@ -136,8 +156,9 @@ impl Registry {
         };
         let routes: Vec<Route> = resolved.iter().map(|r| route(r, runs(r), &contenders)).collect();
         let first = resolved.first().map_or(0, runs);
-        // Where one wins everything there is nothing to hand out.
-        let single = !on_miss && resolved.iter().all(|r| runs(r) == first);
+        // Where one wins everything there is nothing to hand out, unless the other ops would lose threads by it.
+        let whole = contenders[first].threads.is_none();
+        let single = !on_miss && whole && resolved.iter().all(|r| runs(r) == first);
         let alone = contenders[first].backend.clone();
         let routed = if single {
             None
@@ -245,5 +266,5 @@ impl std::fmt::Display for Route {
     }
 }
 
-/// The tiers that were opened besides the default of each backend.
-pub(crate) type Tiers = dashmap::DashMap<(&'static str, Isa), Arc<dyn QuantBackend>>;
+/// What was opened besides the default of each backend, by tier and by number of threads.
+pub(crate) type Tiers = dashmap::DashMap<(&'static str, Option<Isa>, Option<usize>), Arc<dyn QuantBackend>>;

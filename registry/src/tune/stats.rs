@@ -61,6 +61,14 @@ pub struct Verdict {
     pub sure: bool,
 }
 
+impl Verdict {
+    /// Whether a candidate is behind beyond what chance explains, however often one looks.
+    pub fn clearly_slower(&self, c: usize) -> bool {
+        let clear = |r: &Estimate| r.median - PEEKING * r.margin > 1.0 + TIE;
+        c != self.fastest && c != self.winner && self.ratios.get(c).is_some_and(|r| r.as_ref().is_some_and(clear))
+    }
+}
+
 /// Judges samples: `times[c][round]`, where a candidate that was dropped has fewer. `None` where nothing was sampled.
 pub fn judge(times: &[Vec<f64>]) -> Option<Verdict> {
     let rounds = times.iter().map(Vec::len).max()?;
@@ -139,6 +147,13 @@ mod tests {
         let wild: Vec<f64> = (0..10).map(|i| [0.6, 2.8][i % 2]).collect();
         let v = judge(&[wild, vec![1.0; 10]]).unwrap();
         assert!(v.open && !v.sure, "{v:?}");
+    }
+
+    #[test]
+    fn who_is_clearly_slower_is_known_after_few_samples_and_who_is_near_is_not() {
+        let near: Vec<f64> = (0..8).map(|i| [1.0, 1.09][i % 2]).collect();
+        let v = judge(&[vec![1.2; 8], near, vec![1.0; 8]]).unwrap();
+        assert_eq!([0, 1, 2].map(|c| v.clearly_slower(c)), [true, false, false], "{v:?}");
     }
 
     #[test]

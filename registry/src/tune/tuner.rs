@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::cache::{Cache, Change, SYSTEM_DIRECTORY};
 use super::candidate::Contender;
-use super::fingerprint::{Fingerprint, last_level_cache};
+use super::fingerprint::{Fingerprint, inner_cache, last_level_cache};
 use super::key::{Key, WeightClass};
 use super::race::{self, Clock, Cold};
 use super::record::{Fate, Record};
@@ -252,7 +252,7 @@ impl Tuner {
             // Few rows first: where the budget does not reach all, decoding is what counts.
             places.sort_by_key(|i| keys[*i].rows);
             let part: Vec<Key> = places.iter().map(|i| keys[*i]).collect();
-            let outcomes = match (effort, self.cold(weights)) {
+            let outcomes = match (effort, self.cold(weights, part.first().map_or(1, |k| k.threads))) {
                 (Effort::Known, _) => part.iter().map(|_| Err("it was not measured yet".to_owned())).collect(),
                 (_, Err(reason)) => part.iter().map(|_| Err(reason.clone())).collect(),
                 (_, Ok(cold)) => self.race(&part, contenders, cold, clock.share(classes - done), effort),
@@ -326,12 +326,18 @@ impl Tuner {
         }
     }
 
-    /// Bytes that a measurement has to rotate through: more than the cache, or all weights where these are fewer.
-    fn cold(&self, weights: Option<u64>) -> Result<Cold, String> {
-        let beyond = last_level_cache().map(|bytes| (bytes as f64 * EXCEED) as u64);
-        match (beyond, weights) {
-            (Some(cache), Some(weights)) => Ok(Cold { bytes: cache.min(weights) }),
-            (Some(bytes), None) | (None, Some(bytes)) => Ok(Cold { bytes }),
+    /// Bytes that a measurement has to rotate through: more than the cache. All weights of a program may fit in the last
+    /// level, and then are there; what must not happen is that one weight stays in the caches of the `threads` cores.
+    fn cold(&self, weights: Option<u64>, threads: usize) -> Result<Cold, String> {
+        let beyond = |bytes: u64| (bytes as f64 * EXCEED) as u64;
+        match (last_level_cache(), weights) {
+            (Some(cache), Some(weights)) if weights <= cache => {
+                let inner = inner_cache().map(|own| beyond(own.saturating_mul(threads as u64)));
+                Ok(Cold { bytes: inner.unwrap_or(weights).min(weights) })
+            }
+            (Some(cache), Some(weights)) => Ok(Cold { bytes: beyond(cache).min(weights) }),
+            (Some(cache), None) => Ok(Cold { bytes: beyond(cache) }),
+            (None, Some(bytes)) => Ok(Cold { bytes }),
             (None, None) => Err("the size of the cache is unknown here, so that no weight is surely cold".into()),
         }
     }

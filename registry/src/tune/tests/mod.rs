@@ -254,3 +254,25 @@ fn a_cached_start_takes_less_than_five_milliseconds_and_measuring_keeps_its_budg
     let least = (0..5).map(|_| spend()).min().unwrap();
     assert!(least.as_millis() <= 66, "{least:?}");
 }
+
+#[test]
+fn fewer_threads_win_where_more_are_slower() {
+    let tuner = tuner(None);
+    let all = [contender("x", Alter::Slower(1.4)), contender("x", Alter::Nothing).with_threads(1)];
+    let resolved = tuner.resolve(&[gemv()], &all, WARM, Effort::Unlimited, |_| ());
+    let record = resolved[0].basis.record().unwrap();
+    assert_eq!((record.winner.name().as_str(), resolved[0].chosen), ("x@1t", 1), "{record:?}");
+    // Both use one packing, so that another number of rows may go to all threads.
+    let plan = plan(gemv().weight, &resolved, &all).unwrap();
+    assert_eq!(plan.group, [0, 1]);
+}
+
+#[test]
+fn thread_counts_are_candidates() {
+    let config = Config::from_toml_str("threads.count = 4\ntune.mode = \"off\"").unwrap();
+    let registry = crate::Registry::build(config).unwrap();
+    let found = registry.found().iter().find(|f| f.entry.id == "scalar").unwrap();
+    let eligible = [(found, registry.open("scalar").unwrap())];
+    let names: Vec<_> = registry.contenders(&eligible, &[]).iter().map(Contender::name).collect();
+    assert_eq!(names, ["scalar", "scalar@2t", "scalar@1t"]);
+}
