@@ -73,10 +73,10 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(256)
     auto ask_keys = [&](u32 j0) {
 #pragma unroll
         for (int c = 0; c < AT_ONCE; c++) {
-            if (j0 + 64 * c >= count) break;
+            bool live = j0 + 64 * c < count;
             const float *from = k + (u64)(j0 + 64 * c) * stride + lane;
 #pragma unroll
-            for (int i = 0; i < 4; i++) b[c][i] = from[32 * i];
+            for (int i = 0; i < 4; i++) b[c][i] = live ? from[32 * i] : 0.0f;
         }
     };
     ask_keys(slot);
@@ -95,14 +95,24 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(256)
     u32 best = 0;
     for (u32 j0 = slot; j0 < count; j0 += 64 * AT_ONCE) {
         if (j0 != slot) ask_keys(j0);
+        float found[AT_ONCE];
 #pragma unroll
         for (int c = 0; c < AT_ONCE; c++) {
-            u32 j = j0 + 64 * c;
-            if (j >= count) break;
             // A lane starts at +0: adding that only matters to the sign of a zero.
             float low = (0.0f + __fmul_rn(a[0], b[c][0])) + __fmul_rn(a[2], b[c][2]);
             float high = (0.0f + __fmul_rn(a[1], b[c][1])) + __fmul_rn(a[3], b[c][3]);
-            float s = __fmul_rn(fold64(low, high), factor);
+            found[c] = low + high;
+        }
+        // Four folds at once: each waits for its own shuffles only.
+#pragma unroll
+        for (int h = 16; h; h >>= 1)
+#pragma unroll
+            for (int c = 0; c < AT_ONCE; c++) found[c] = found[c] + __shfl_xor_sync(FULL, found[c], h);
+#pragma unroll
+        for (int c = 0; c < AT_ONCE; c++) {
+            u32 j = j0 + 64 * c;
+            float s = __fmul_rn(found[c], factor);
+            if (j >= count) continue;
             if (lane < RANKS) send(&scores[j], &arrived, lane, __float_as_uint(s));
             if (s == s) best = max(best, ordered(s));
         }

@@ -23,7 +23,7 @@ struct NormRow {
 template <int TILES> struct Staged {
     uint4 xs[TILES * 20];
     float squares[TILES * TILE + ZERO_ROWS * 64];
-    float results[112];
+    float results[32];
     u32 maxima[32];
     float factor;
     int sum;
@@ -157,24 +157,50 @@ __device__ __forceinline__ void ask(uint4 (&v)[LOADS], const uint4 *row, u32 sub
         v[j] = sub + LANES * j < tiles * 4 ? __ldg(row + sub + LANES * j) : make_uint4(0, 0, 0, 0);
 }
 
-// Their product with the staged row, less the sum of the row; in all LANES threads.
-template <int LANES, int LOADS, int TILES>
-__device__ __forceinline__ int product(const uint4 (&v)[LOADS], const Staged<TILES> &s, u32 sub, u32 tiles) {
-    int acc = 0;
+// Unsigned codes in the bits of `mask` of each byte, times int8.
+__device__ __forceinline__ int dot_masked(u32 word, u32 mask, u32 x, int acc) {
+    asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(acc) : "r"(word & mask), "r"(x));
+    return acc;
+}
+
+// The sum of one row's codes times activations. Codes stay where they are in their bytes: each of the four places has a sum of
+// its own, which is that many times too large, and an int8 row of 7,168 is far from too long for it.
+struct Sums {
+    int at[4] = {0, 0, 0, 0};
+    __device__ __forceinline__ void add(u32 word, uint4 x) {
+        at[0] = dot_masked(word, CODES, x.x, at[0]);
+        at[1] = dot_masked(word, CODES << 2, x.y, at[1]);
+        at[2] = dot_masked(word, CODES << 4, x.z, at[2]);
+        at[3] = dot_masked(word, CODES << 6, x.w, at[3]);
+    }
+    template <int LANES> __device__ __forceinline__ int all() const {
+        int acc = at[0] + (at[1] >> 2) + (at[2] >> 4) + (at[3] >> 6);
+#pragma unroll
+        for (int h = LANES / 2; h; h >>= 1) acc += __shfl_xor_sync(FULL, acc, h);
+        return acc;
+    }
+};
+
+// Products of ROWS rows with the staged one, less the sum of that; in all LANES threads.
+template <int LANES, int ROWS, int LOADS, int TILES>
+__device__ __forceinline__ void products(const uint4 (&v)[ROWS][LOADS], const Staged<TILES> &s, u32 sub, u32 tiles,
+                                         int (&out)[ROWS]) {
+    Sums sums[ROWS];
 #pragma unroll
     for (int j = 0; j < LOADS; j++) {
         u32 at = sub + LANES * j;
         if (at < tiles * 4) {
             const uint4 *x = s.xs + (at >> 2) * 20 + (at & 3);
-            acc = dot_word(v[j].x, x[0], acc);
-            acc = dot_word(v[j].y, x[4], acc);
-            acc = dot_word(v[j].z, x[8], acc);
-            acc = dot_word(v[j].w, x[12], acc);
+#pragma unroll
+            for (int q = 0; q < 4; q++) {
+                uint4 a = x[4 * q];
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) sums[r].add(pick(v[r][j], q), a);
+            }
         }
     }
 #pragma unroll
-    for (int h = LANES / 2; h; h >>= 1) acc += __shfl_xor_sync(FULL, acc, h);
-    return acc - s.sum;
+    for (int r = 0; r < ROWS; r++) out[r] = sums[r].template all<LANES>() - s.sum;
 }
 
 __device__ __forceinline__ float result(int acc, float weight_scale, float x_scale) {
@@ -192,9 +218,10 @@ __device__ __forceinline__ void norm_gemv(const NormRow &row, u32 tiles, const u
     const int threads = GEMV_ROWS * 32;
     __shared__ Staged<TILES> s;
     u32 sub = threadIdx.x & 31, at = blockIdx.x * GEMV_ROWS + (threadIdx.x >> 5);
-    uint4 v[LOADS];
+    uint4 v[1][LOADS];
+    int acc[1];
     start_next();
-    ask<32>(v, w + (u64)min(at, n - 1) * tiles * 4, sub, tiles);
+    ask<32>(v[0], w + (u64)min(at, n - 1) * tiles * 4, sub, tiles);
     prefetch_row(row.w, row.cols);
     clear<threads>(s, row.cols);
     wait_for_previous();
@@ -203,7 +230,8 @@ __device__ __forceinline__ void norm_gemv(const NormRow &row, u32 tiles, const u
     // Read early: it is needed last.
     float before = mode & ADD && sub == 0 && at < n ? y[at] : 0.0f;
     float x_scale = stage_norm<threads>(s, part, row, tiles, FAULT_ARGS);
-    float out = result(product<32>(v, s, sub, tiles), scale, x_scale);
+    products<32>(v, s, sub, tiles, acc);
+    float out = result(acc[0], scale, x_scale);
     if (sub == 0 && at < n) y[at] = mode & ADD ? before + out : out;
 }
 #define NORM_GEMV(NAME, LOADS, VECS, TILES)                                                                            \
@@ -215,19 +243,21 @@ __device__ __forceinline__ void norm_gemv(const NormRow &row, u32 tiles, const u
 NORM_GEMV(norm_gemv, 2, 1, 10)
 NORM_GEMV(norm_gemv_wide, 4, 3, 28)
 
-// rms_norm_quantize, two products of n rows, and relu_squared_mul of theirs: 54 rows of each a block, eight threads a row.
+// rms_norm_quantize, two products of n rows, and relu_squared_mul of theirs: 54 rows of each a block. Sixteen threads share a row
+// of both, so that what they read of the activations serves two.
 #define PAIR_ROWS 54
 KERNEL __launch_bounds__(PAIR_ROWS * 16) norm_gate_up(const float *x, const float *norm, float eps, u32 cols, i8 *q,
                                                       float *x_scale, u32 tiles, const uint4 *w0, float *y0, float s0,
                                                       const uint4 *w1, float *y1, float s1, float *y, u32 n, FAULT) {
     const int threads = PAIR_ROWS * 16;
     __shared__ Staged<10> s;
-    u32 sub = threadIdx.x & 7, slot = threadIdx.x >> 3, first = blockIdx.x * PAIR_ROWS;
-    bool up = slot >= PAIR_ROWS;
-    u32 at = first + (up ? slot - PAIR_ROWS : slot);
-    uint4 v[5];
+    u32 sub = threadIdx.x & 15, at = blockIdx.x * PAIR_ROWS + (threadIdx.x >> 4);
+    u64 from = (u64)min(at, n - 1) * tiles * 4;
+    uint4 v[2][3];
+    int acc[2];
     start_next();
-    ask<8>(v, (up ? w1 : w0) + (u64)min(at, n - 1) * tiles * 4, sub, tiles);
+    ask<16>(v[0], w0 + from, sub, tiles);
+    ask<16>(v[1], w1 + from, sub, tiles);
     prefetch_row(norm, cols);
     clear<threads>(s, cols);
     wait_for_previous();
@@ -235,15 +265,12 @@ KERNEL __launch_bounds__(PAIR_ROWS * 16) norm_gate_up(const float *x, const floa
     Part<1> part;
     load_row<threads>(part, row);
     float scale = stage_norm<threads>(s, part, row, tiles, FAULT_ARGS);
-    float out = result(product<8>(v, s, sub, tiles), up ? s1 : s0, scale);
-    if (sub == 0) s.results[slot] = out;
-    __syncthreads();
-    at = first + threadIdx.x;
-    if (threadIdx.x < PAIR_ROWS && at < n) {
-        float gate = s.results[threadIdx.x], other = s.results[PAIR_ROWS + threadIdx.x], r = fmaxf(gate, 0.0f);
+    products<16>(v, s, sub, tiles, acc);
+    float gate = result(acc[0], s0, scale), up = result(acc[1], s1, scale), r = fmaxf(gate, 0.0f);
+    if (sub == 0 && at < n) {
         y0[at] = gate;
-        y1[at] = other;
-        y[at] = __fmul_rn(__fmul_rn(r, r), other);
+        y1[at] = up;
+        y[at] = __fmul_rn(__fmul_rn(r, r), up);
     }
 }
 
@@ -271,9 +298,10 @@ KERNEL __launch_bounds__(TURNED_ROWS * 32)
         return Pair{kind, head * 2 * half + e, e};
     };
     Pair mine = place(min(first + slot % TURNED_ROWS, pairs - 1));
-    uint4 a[3];
+    uint4 a[1][3];
+    int acc[1];
     start_next();
-    ask<16>(a, (mine.kind == 0 ? wq : mine.kind == 1 ? wk : wv) + (u64)(mine.row + slot / TURNED_ROWS * half) * tiles * 4,
+    ask<16>(a[0], (mine.kind == 0 ? wq : mine.kind == 1 ? wk : wv) + (u64)(mine.row + slot / TURNED_ROWS * half) * tiles * 4,
             sub, tiles);
     prefetch_row(norm, cols);
     clear<threads>(s, cols);
@@ -287,7 +315,8 @@ KERNEL __launch_bounds__(TURNED_ROWS * 32)
     float c = 1.0f, turn = 0.0f;
     if (known_position && last) c = cos[(u64)p * half + turned.e], turn = sin[(u64)p * half + turned.e];
     float scale = stage_norm<threads>(s, part, row, tiles, FAULT_ARGS);
-    float out = result(product<16>(a, s, sub, tiles), mine.kind == 0 ? sq : mine.kind == 1 ? sk : sv, scale);
+    products<16>(a, s, sub, tiles, acc);
+    float out = result(acc[0], mine.kind == 0 ? sq : mine.kind == 1 ? sk : sv, scale);
     if (sub == 0) s.results[slot] = out;
     __syncthreads();
     if (!known_position && blockIdx.x == 0 && threadIdx.x == 0)
