@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use tersor::Format;
 use tersor::model::source::I2sLayout;
 
-use crate::{backends, bench, config, doctor, explain, inspect, quantize, run, tune, verify};
+use crate::{backends, bench, config, doctor, explain, inspect, quantize, run, synth, tune, verify};
 use crate::{conform, plugins};
 
 /// Ternary (1.58-bit) models: convert, check, run
@@ -76,6 +76,7 @@ fn assignment(text: &str) -> Result<(String, String), String> {
 pub(crate) enum Command {
     Backends(backends::Args),
     Quantize(quantize::Args),
+    Synth(synth::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Run(run::Args),
@@ -100,7 +101,11 @@ impl Command {
             Command::Explain(args) => Some(&args.place),
             Command::Doctor(args) => Some(&args.place),
             Command::Config(args) => args.place(),
-            Command::Inspect(_) | Command::Verify(_) | Command::Plugins(_) | Command::Conform(_) => None,
+            Command::Synth(_)
+            | Command::Inspect(_)
+            | Command::Verify(_)
+            | Command::Plugins(_)
+            | Command::Conform(_) => None,
         }
     }
 }
@@ -163,6 +168,11 @@ fn layout_names() -> impl TypedValueParser<Value = I2sLayout> {
 /// The names of the formats that a file can hold, for an error that lists them.
 pub(crate) fn format_names() -> impl TypedValueParser<Value = Format> {
     PossibleValuesParser::new(Format::TERNARY.map(Format::id)).try_map(|id| id.parse::<Format>())
+}
+
+/// The names of the formats of embeddings and heads, likewise.
+pub(crate) fn table_format_names() -> impl TypedValueParser<Value = Format> {
+    PossibleValuesParser::new(Format::tables().map(Format::id)).try_map(|id| id.parse::<Format>())
 }
 
 #[cfg(test)]

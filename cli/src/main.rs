@@ -29,6 +29,7 @@ mod plugins;
 mod quantize;
 mod run;
 mod suspicion;
+mod synth;
 mod text;
 mod tune;
 mod verify;
@@ -75,6 +76,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     match cli.command {
         Command::Backends(args) => backends::run(&context, &args),
         Command::Quantize(args) => quantize::run(&context, &args),
+        Command::Synth(args) => synth::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Verify(args) => verify::run(&context, &args),
         Command::Run(args) => run::run(&context, &args),

@@ -89,7 +89,8 @@ pub(crate) fn select(
 /// The format in which a matrix reaches the backend, and the weights per scale where those of a row differ.
 fn operand(model: &ModelFile, role: Role, wanted: Option<Format>) -> Result<(Format, Option<usize>), Failure> {
     if !role.is_linear() {
-        return Ok((model.dense(role)?.weight()?.format(), None));
+        let format = model.dense(role)?.weight()?.format();
+        return Ok((format, format.scale_block().filter(|_| format.is_block())));
     }
     let stored = model.entry(role).and_then(stored_format);
     let format = wanted.or(stored).unwrap_or(Format::I2S);

@@ -11,7 +11,7 @@ use tersor::model::{ConvertOptions, ConvertReport, ModelFile, OnBackend, Quantiz
 use tersor::registry::Choice;
 use tersor::{Decision, Format};
 
-use crate::args::{Foreign, Place, format_names};
+use crate::args::{Foreign, Place, format_names, table_format_names};
 use crate::context::{Context, stdout};
 use crate::failure::{Exit, Failure};
 use crate::text::{self, Table};
@@ -21,13 +21,14 @@ use crate::{memory, models};
 ///
 /// Real (master) weights are quantized by the BitNet b1.58 rule, one scale per tensor; cosine and signal-to-noise ratio say
 /// what that cost. Ternary weights keep their values and scales bit for bit (tq1_0 and tq2_0 store scales as f16; a scale
-/// that changed is marked). Embedding and head keep their type. The file appears when it is complete and not before.
+/// that changed is marked). Embedding and head keep their type, unless --head names another. The file appears when it is complete and not before.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
   tersor quantize model/ -o model.gguf --format i2_s
   tersor quantize model/ -o model.gguf --format tq2_0 --backend cpu-avx2 --threads 2
   tersor quantize fable-26m -o tiny.gguf --format tl2
+  tersor quantize model/ -o small.gguf --format i2_s --head q6_k
   tersor quantize arm.gguf -o here.gguf --format i2_s --from-layout arm64-block")]
 pub(crate) struct Args {
     /// The model to convert
@@ -41,6 +42,10 @@ pub(crate) struct Args {
     /// The format of the linear layers
     #[arg(short, long, value_name = "FORMAT", value_parser = format_names())]
     format: Format,
+
+    /// The format of embedding and head, instead of the model's own
+    #[arg(long, value_name = "FORMAT", value_parser = table_format_names())]
+    head: Option<Format>,
 
     /// The tokenizer.json to put into the file, instead of the one in or beside the model
     #[arg(long, value_name = "FILE")]
@@ -86,8 +91,13 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
         Some(backend) => backend,
         None => &Reference, // nothing to quantize
     };
-    let options =
-        ConvertOptions { format: args.format, quantizer, allow_all_zero: args.allow_zero, name: args.name.as_deref() };
+    let options = ConvertOptions {
+        format: args.format,
+        quantizer,
+        allow_all_zero: args.allow_zero,
+        head: args.head,
+        name: args.name.as_deref(),
+    };
     let bar = progress_bar();
     let done = convert(&model, &args.output, &options, &mut |now| {
         bar.set_length(now.total as u64);

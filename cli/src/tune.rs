@@ -181,7 +181,10 @@ fn products(model: &ModelFile, wanted: Option<Format>, batch: usize) -> Result<(
         bytes += format.encoded_len(tersor::Shape::new(rows, cols)?)?.bytes as u64;
         formats.push((role, format));
     }
-    let format_of = |role| (formats.iter().find(|(r, _)| *r == role).map_or(Format::F32, |(_, f)| *f), None);
+    let format_of = |role| {
+        let format = formats.iter().find(|(r, _)| *r == role).map_or(Format::F32, |(_, f)| *f);
+        (format, format.scale_block().filter(|_| format.is_block()))
+    };
     let mut specs = Vec::new();
     for rows in [1, batch.min(config.context_length)] {
         for spec in required_ops(config, format_of, rows, config.context_length)? {

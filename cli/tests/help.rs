@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use support::{command, tersor};
 
-const COMMANDS: [&str; 6] = ["backends", "quantize", "inspect", "verify", "run", "config"];
+const COMMANDS: [&str; 7] = ["backends", "quantize", "synth", "inspect", "verify", "run", "config"];
 
 #[test]
 fn each_command_s_help_shows_examples() {

@@ -9,6 +9,7 @@
 //! - [`graph`] and [`generate`](mod@generate): the model on a backend, and text from it
 //! - [`tokenizer`], [`perplexity`], and the model that comes along, [`embedded`]
 //! - [`mod@convert`], [`mod@verify`], [`quantizer`]: to GGUF in any ternary format, and the proof that nothing was lost
+//! - [`synth`]: models of random weights, to measure what shapes cost
 //! - [`error`]: one error type, whose messages say what is wrong, where, and what would be right
 #![deny(unsafe_code)]
 
@@ -26,6 +27,7 @@ pub mod names;
 pub mod perplexity;
 pub mod quantizer;
 pub mod source;
+pub mod synth;
 pub mod tokenizer;
 pub mod verify;
 

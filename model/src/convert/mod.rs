@@ -1,9 +1,10 @@
 //! Conversion: any model this program reads, to GGUF in any ternary format.
 //!
 //! Ternary layers keep their codes and scales bit for bit (the `tq` formats round scales to f16, and the report says when
-//! that changed one). Master weights are quantized, and the report says what that cost. Embedding and head keep their type,
-//! norms become f32.
+//! that changed one). Master weights are quantized, and the report says what that cost. Embedding and head keep their type
+//! unless another is asked for, norms become f32.
 
+pub(crate) mod head;
 mod plan;
 mod report;
 
@@ -20,6 +21,7 @@ use crate::names::Role;
 use crate::quantizer::{Quantizer, Reference};
 use crate::source::ModelFile;
 
+pub(crate) use plan::ggml_type;
 pub use report::{ConvertReport, Fidelity, TensorReport, TernaryReport};
 
 /// What to convert to, and how.
@@ -31,6 +33,8 @@ pub struct ConvertOptions<'a> {
     pub quantizer: &'a dyn Quantizer,
     /// Accept linear layers that are entirely zero. Some published files have them; they are usually broken.
     pub allow_all_zero: bool,
+    /// The format of embedding and head, one of [`Format::tables`]; `None`: that of the source.
+    pub head: Option<Format>,
     /// `general.name` of the new file, instead of the source's.
     pub name: Option<&'a str>,
 }
@@ -39,7 +43,7 @@ impl ConvertOptions<'_> {
     /// Conversion to `format` with the reference quantizer, refusing layers of zeros.
     #[must_use]
     pub fn new(format: Format) -> Self {
-        Self { format, quantizer: &Reference, allow_all_zero: false, name: None }
+        Self { format, quantizer: &Reference, allow_all_zero: false, head: None, name: None }
     }
 }
 
@@ -86,7 +90,7 @@ pub fn convert(
 ) -> Result<ConvertReport> {
     let start = Instant::now();
     let roles: Vec<Role> = Role::all(model.config()).collect();
-    let plans = plan::tensors(model, &roles, options.format)?;
+    let plans = plan::tensors(model, &roles, options)?;
     let metadata = plan::metadata(model, options);
     let mut writer = GgufWriter::create(out, &metadata, plans)?;
     let mut tensors = Vec::with_capacity(roles.len());
@@ -121,7 +125,10 @@ fn one(model: &ModelFile, role: Role, options: &ConvertOptions<'_>) -> Result<(B
             let values = dense.to_f32()?;
             (values.iter().flat_map(|v| v.to_le_bytes()).collect(), "f32".to_owned(), None)
         } else {
-            (dense.data, dense.ty.to_string(), None)
+            match options.head {
+                Some(format) => (head::recode(&dense, format)?, format.id().to_owned(), None),
+                None => (dense.data, dense.ty.to_string(), None),
+            }
         }
     };
     let source = model.entry(role).map_or_else(String::new, |e| e.stored.clone());

@@ -14,22 +14,26 @@ const NOT_COPIED: [&str; 4] =
     ["general.architecture", "general.file_type", "general.quantization_version", "general.alignment"];
 
 /// Names, shapes, types and lengths of all tensors.
-pub(super) fn tensors(model: &ModelFile, roles: &[Role], format: Format) -> Result<Vec<TensorPlan>> {
-    let linear_type = ggml_type(format)?;
-    roles.iter().map(|&role| tensor(model, role, format, linear_type)).collect()
+pub(super) fn tensors(model: &ModelFile, roles: &[Role], options: &ConvertOptions<'_>) -> Result<Vec<TensorPlan>> {
+    let linear_type = ggml_type(options.format)?;
+    roles.iter().map(|&role| tensor(model, role, options, linear_type)).collect()
 }
 
-fn tensor(model: &ModelFile, role: Role, format: Format, linear_type: GgmlType) -> Result<TensorPlan> {
+fn tensor(model: &ModelFile, role: Role, options: &ConvertOptions<'_>, linear_type: GgmlType) -> Result<TensorPlan> {
     let (rows, cols) = role.shape(model.config());
     let dims = if role.is_norm() { vec![cols as u64] } else { vec![cols as u64, rows as u64] };
-    let (ty, len) = if role.is_linear() {
-        let len = Shape::new(rows, cols).and_then(|s| format.encoded_len(s)).map_err(|e| {
+    let encoded = |format: Format| {
+        Shape::new(rows, cols).and_then(|s| format.encoded_len(s)).map(|len| len.bytes as u64).map_err(|e| {
             let name = model.entry(role).map_or_else(|| role.gguf_name(), |e| e.name.clone());
             Error::from(e).in_tensor(&name)
-        })?;
-        (linear_type, len.bytes as u64)
+        })
+    };
+    let (ty, len) = if role.is_linear() {
+        (linear_type, encoded(options.format)?)
     } else if role.is_norm() {
         (GgmlType::F32, 4 * cols as u64)
+    } else if let Some(format) = options.head {
+        (super::head::ggml_type(format)?, encoded(format)?)
     } else {
         let dense = model.dense(role)?;
         (dense.ty, dense.data.len() as u64)
@@ -38,7 +42,7 @@ fn tensor(model: &ModelFile, role: Role, format: Format, linear_type: GgmlType) 
 }
 
 /// The ggml type of a ternary format.
-fn ggml_type(format: Format) -> Result<GgmlType> {
+pub(crate) fn ggml_type(format: Format) -> Result<GgmlType> {
     match format {
         Format::I2S => Ok(GgmlType::I2_S),
         Format::TL1 => Ok(GgmlType::TL1),

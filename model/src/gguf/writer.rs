@@ -1,7 +1,7 @@
 //! Writing: header first, then each tensor's bytes as they become ready.
 //!
 //! The header holds every tensor's offset, so a writer is told all names, shapes and lengths at the start; the bytes may then
-//! be made one tensor at a time, and memory never holds more than one of them.
+//! be made one tensor at a time, or one part of it, and memory never holds more than that.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ pub struct GgufWriter {
     out: AtomicFile,
     tensors: Vec<TensorPlan>,
     next: usize,
+    /// Bytes of the next tensor that were written.
+    written: u64,
 }
 
 impl GgufWriter {
@@ -45,7 +47,7 @@ impl GgufWriter {
         let header = encode_header(metadata, &tensors)?;
         let mut out = AtomicFile::create(path)?;
         out.write(&header)?;
-        Ok(Self { out, tensors, next: 0 })
+        Ok(Self { out, tensors, next: 0, written: 0 })
     }
 
     /// The tensor whose bytes come next, `None` after the last.
@@ -59,24 +61,42 @@ impl GgufWriter {
     /// # Errors
     /// [`Error::Writer`] when `name` is not the next one or the length is not the one announced; [`Error::Io`].
     pub fn write_tensor(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let left = self.next_tensor().map(|plan| plan.len - self.written);
+        if left.is_some_and(|left| left > bytes.len() as u64) {
+            return Err(self.unexpected(name, bytes.len()));
+        }
+        self.write_part(name, bytes)
+    }
+
+    /// Writes some bytes of the next tensor in the plan, whose bytes may come in any number of parts.
+    ///
+    /// # Errors
+    /// [`Error::Writer`] when `name` is not the next one or has more bytes than announced; [`Error::Io`].
+    pub fn write_part(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let plan = self
             .tensors
             .get(self.next)
             .ok_or_else(|| Error::Writer { problem: format!("tensor {name:?} comes after the last one announced") })?;
-        if plan.name != name || plan.len != bytes.len() as u64 {
-            return Err(Error::Writer {
-                problem: format!(
-                    "{} bytes of tensor {name:?} were given; announced next are {} bytes of {:?}",
-                    bytes.len(),
-                    plan.len,
-                    plan.name
-                ),
-            });
+        let len = plan.len;
+        if plan.name != name || bytes.len() as u64 > len - self.written {
+            return Err(self.unexpected(name, bytes.len()));
         }
         self.out.write(bytes)?;
-        self.out.write(padding(plan.len))?;
-        self.next += 1;
+        self.written += bytes.len() as u64;
+        if self.written == len {
+            self.out.write(padding(len))?;
+            (self.next, self.written) = (self.next + 1, 0);
+        }
         Ok(())
+    }
+
+    fn unexpected(&self, name: &str, given: usize) -> Error {
+        let (left, next) = self.next_tensor().map_or((0, ""), |plan| (plan.len - self.written, &plan.name));
+        Error::Writer {
+            problem: format!(
+                "{given} bytes of tensor {name:?} were given; announced next are {left} bytes of {next:?}"
+            ),
+        }
     }
 
     /// Makes the file durable and visible under its name.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tersor_core::{Activations, Buffer, Epilogue, Op, Output, PackedWeight, SampleParams};
+use tersor_core::{Activations, Buffer, DType, Epilogue, In, Op, Output, PackedWeight, SampleParams};
 
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -110,6 +110,21 @@ impl Pass<'_> {
     pub(crate) fn logits(&mut self, rows: Range<usize>) -> Result<()> {
         let (b, run, hidden) = (&mut *self.buffers, &mut *self.run, self.config.hidden_size);
         run.place = Place::Head;
+        let (head, logits) = (self.weights.head(), rows.len() * self.config.vocab_size);
+        if head.format().activations() == DType::I8 {
+            let x = b.x.input_range(rows.start * hidden..rows.end * hidden);
+            norm_quantize_rows(run, self.config, x, &self.weights.output_norm, &mut b.int8)?;
+            let int8 = &b.int8;
+            return run.run(Op::MatMul {
+                w: head,
+                x: Activations::Int8 {
+                    q: int8.q.input_range(0..rows.len() * hidden),
+                    scales: int8.scales.input_range(0..rows.len()),
+                },
+                y: Output::F32(b.logits.output_range(0..logits)),
+                epilogue: Epilogue::Store,
+            });
+        }
         run.run(Op::RmsNorm {
             x: b.x.input_range(rows.start * hidden..rows.end * hidden),
             w: self.weights.output_norm.input(),
@@ -117,9 +132,9 @@ impl Pass<'_> {
             y: b.normed.output_range(0..rows.len() * hidden),
         })?;
         run.run(Op::MatMul {
-            w: self.weights.head(),
+            w: head,
             x: Activations::F32(b.normed.input_range(0..rows.len() * hidden)),
-            y: Output::F32(b.logits.output_range(0..rows.len() * self.config.vocab_size)),
+            y: Output::F32(b.logits.output_range(0..logits)),
             epilogue: Epilogue::Store,
         })
     }
@@ -146,9 +161,20 @@ fn norm_quantize(
     rows: usize,
     to: &mut Int8Rows,
 ) -> Result<()> {
-    let len = rows * w.len();
+    norm_quantize_rows(run, config, x.input_range(0..rows * w.len()), w, to)
+}
+
+/// The same for rows that lie anywhere.
+fn norm_quantize_rows(
+    run: &mut Runner,
+    config: &ModelConfig,
+    x: In<'_, f32>,
+    w: &Buffer<f32>,
+    to: &mut Int8Rows,
+) -> Result<()> {
+    let (len, rows) = (x.len(), x.len() / w.len());
     run.run(Op::RmsNormQuantize {
-        x: x.input_range(0..len),
+        x,
         w: w.input(),
         eps: config.rms_eps,
         q: to.q.output_range(0..len),

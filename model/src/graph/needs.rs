@@ -46,10 +46,14 @@ pub fn required_ops(
         OpSpec::KvWrite { rows, width: kv_heads * head_dim },
         OpSpec::Attention { rows, heads, kv_heads, head_dim, capacity },
         OpSpec::ReluSquaredMul { len: rows * ffn },
-        OpSpec::RmsNorm { rows: 1, cols: hidden },
         OpSpec::Sample { rows: 1, vocab: config.vocab_size },
     ];
     let head = if config.tied_head { Role::TokenEmbedding } else { Role::Output };
+    // What the head is multiplied by: the normed row, as int8 where its weights are integers.
+    specs.push(match format_of(head).0.activations() {
+        DType::I8 => OpSpec::RmsNormQuantize { rows: 1, cols: hidden },
+        _ => OpSpec::RmsNorm { rows: 1, cols: hidden },
+    });
     for role in Role::all(config).filter(|r| r.is_linear() || *r == head) {
         let (format, scale_block) = format_of(role);
         let (n, k) = role.shape(config);

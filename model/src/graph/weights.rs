@@ -180,7 +180,9 @@ fn check_matrix(role: Role, weight: &Weight, config: &ModelConfig) -> Result<()>
     }
     let problem = match (role.is_linear(), weight.format().is_ternary()) {
         (true, false) => "is a linear layer and must be ternary here: quantize the model first",
-        (false, true) => "must be dense (f32, f16 or bf16): embedding and head are not ternary in this architecture",
+        (false, true) => {
+            "must be f32, f16, bf16, q8_0 or q6_k: embedding and head are not ternary in this architecture"
+        }
         _ => return Ok(()),
     };
     Err(Error::tensor(role.to_string(), format!("has format {}: it {problem}", weight.format())))

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tersor_core::{Floats, Shape, Weight, bf16, codec, f16};
 
-use super::dense_format;
+use super::table_format;
 use crate::error::{Error, Result};
 use crate::gguf::GgmlType;
 
@@ -12,7 +12,7 @@ use crate::gguf::GgmlType;
 pub struct Dense {
     /// The name in the file.
     pub name: String,
-    /// The element type; heads and embeddings may also be `q8_0` or `q6_k`.
+    /// The element type; of heads and embeddings also `q8_0` or `q6_k`.
     pub ty: GgmlType,
     /// Rows and columns.
     pub shape: Shape,
@@ -21,31 +21,28 @@ pub struct Dense {
 }
 
 impl Dense {
-    /// As a core weight, without a copy: f32, f16 and bf16 only.
+    /// As a core weight, without a copy: f32, f16, bf16, q8_0 and q6_k only.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for another type.
+    /// [`Error::Tensor`] for another type; bytes that are not what the type defines.
     pub fn weight(&self) -> Result<Weight> {
-        let format = dense_format(self.ty).ok_or_else(|| self.not_float())?;
+        let format = table_format(self.ty).ok_or_else(|| self.unknown("f32, f16, bf16, q8_0 or q6_k"))?;
         Ok(Weight::dense(format, self.shape, self.data.clone())?)
     }
 
-    /// All values as f32, exactly: f32, f16 and bf16 only.
+    /// All values as f32: of f32, f16, bf16, q8_0 and q6_k only.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for another type.
+    /// As [`Dense::weight`].
     pub fn to_f32(&self) -> Result<Vec<f32>> {
-        let format = dense_format(self.ty).ok_or_else(|| self.not_float())?;
-        let mut out = vec![0.0; self.shape.len()];
-        codec::dense_row(format, &self.data, &mut out);
-        Ok(out)
+        Ok(codec::dequantize(&self.weight()?)?)
     }
 
     /// Runs `f` on the values as typed elements: in place where the file's alignment and the machine's byte order allow,
     /// otherwise on an f32 copy, which has the same values.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for a type other than f32, f16 and bf16.
+    /// As [`Dense::weight`].
     pub fn with_floats<T>(&self, f: impl FnOnce(Floats<'_>) -> T) -> Result<T> {
         if cfg!(target_endian = "little") {
             match self.ty {
@@ -70,7 +67,7 @@ impl Dense {
         Ok(f(Floats::F32(&self.to_f32()?)))
     }
 
-    fn not_float(&self) -> Error {
-        Error::tensor(&self.name, format!("is {}; f32, f16 or bf16 is needed here", self.ty))
+    fn unknown(&self, need: &str) -> Error {
+        Error::tensor(&self.name, format!("is {}; {need} is needed here", self.ty))
     }
 }

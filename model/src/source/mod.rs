@@ -284,7 +284,17 @@ fn check_shape(name: &str, found: (usize, usize), role: Role, config: &ModelConf
     Err(Error::tensor(name, format!("is {r} x {c}, but the configuration makes it {er} x {ec} (rows x columns)")))
 }
 
-/// The core format of a dense ggml type, for the three that have one.
+/// The core format of a ggml type that embeddings and heads can have.
+fn table_format(ty: crate::gguf::GgmlType) -> Option<Format> {
+    use crate::gguf::GgmlType as T;
+    match ty {
+        T::Q8_0 => Some(Format::Q8_0),
+        T::Q6_K => Some(Format::Q6K),
+        float => dense_format(float),
+    }
+}
+
+/// The core format of a ggml type of floats.
 fn dense_format(ty: crate::gguf::GgmlType) -> Option<Format> {
     use crate::gguf::GgmlType as T;
     match ty {
