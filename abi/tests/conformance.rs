@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use tersor_abi::host::Plugin;
+use tersor_abi::host::abuse::{self, Ended};
 use tersor_backend_scalar as _;
 use tersor_conformance::{Options, Suite, Threads};
 use tersor_core::{BackendEntry, HostContext, Probe};
@@ -35,5 +36,16 @@ fn a_backend_answers_every_case_through_the_abi_as_it_does_without() {
             assert_eq!((&a.name, &a.outcome, &a.kernels), (&b.name, &b.outcome, &b.kernels));
         }
         assert_eq!(direct.cases.len(), through.cases.len());
+    }
+}
+
+#[test]
+fn the_export_macro_survives_calls_of_other_hosts_and_a_pool_that_panics() {
+    // SAFETY: our own symbol.
+    let plugin = unsafe { Plugin::connect(tersor_plugin_v1) }.unwrap();
+    let ended = abuse::cases(&plugin.backends[0]);
+    assert_eq!(ended.len(), 7);
+    for (name, ended) in ended {
+        assert_eq!(ended, Ended::Passed, "{name}");
     }
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use serde::Serialize;
 use tersor::core::{HostContext, Probe};
 use tersor::registry::plugins::{About, Loader};
-use tersor_conformance::{Options, Report, Suite, Threads};
+use tersor_abi::host::PluginBackend;
+use tersor_abi::host::abuse::{self, Ended};
+use tersor_conformance::{Options, Outcome, Report, Suite, Threads};
 
 use crate::context::{Context, print_json, stdout};
 use crate::failure::{Exit, Failure};
@@ -39,6 +41,33 @@ struct Run {
     report: Report,
 }
 
+/// A case of the boundary itself: `abi_abuse/...` and `panic/...`.
+#[derive(Debug, Serialize)]
+struct Boundary {
+    backend: &'static str,
+    name: &'static str,
+    #[serde(flatten)]
+    outcome: Outcome,
+}
+
+impl Boundary {
+    fn of(backend: &PluginBackend) -> impl Iterator<Item = Boundary> {
+        let id = backend.id;
+        abuse::cases(backend).into_iter().map(move |(name, ended)| {
+            let outcome = match ended {
+                Ended::Passed => Outcome::Passed,
+                Ended::Failed(message) => Outcome::Failed { message },
+                Ended::NotTried(reason) => Outcome::NotSupported { reason },
+            };
+            Boundary { backend: id, name, outcome }
+        })
+    }
+
+    fn failed(&self) -> bool {
+        matches!(self.outcome, Outcome::Failed { .. })
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Judgement {
     plugin: About,
@@ -46,6 +75,8 @@ struct Judgement {
     abi_minor: u32,
     conforms: bool,
     runs: Vec<Run>,
+    /// What only a backend from outside has to survive.
+    boundary: Vec<Boundary>,
     /// Backends that were not judged, and why.
     not_run: Vec<(&'static str, String)>,
 }
@@ -62,7 +93,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
     };
     let options = if args.full { Options::full() } else { Options::quick() };
     let suite = Suite::new(options.with_seed(args.seed));
-    let (mut runs, mut not_run) = (Vec::new(), Vec::new());
+    let (mut runs, mut boundary, mut not_run) = (Vec::new(), Vec::new(), Vec::new());
     for backend in &plugin.backends {
         if let Probe::Unusable { reason } = backend.probe() {
             not_run.push((backend.id, reason));
@@ -78,11 +109,12 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
                 Err(e) => return Err(e.into()),
             }
         }
+        boundary.extend(Boundary::of(backend));
     }
-    let conforms = !runs.is_empty() && runs.iter().all(|run| run.conforms);
+    let conforms = !runs.is_empty() && runs.iter().all(|run| run.conforms) && !boundary.iter().any(Boundary::failed);
     let abi_minor = plugin.abi_minor;
     let (plugin, sha256) = (vetted.manifest.plugin, vetted.library.sha256);
-    let judgement = Judgement { plugin, sha256, abi_minor, conforms, runs, not_run };
+    let judgement = Judgement { plugin, sha256, abi_minor, conforms, runs, boundary, not_run };
     if context.json {
         print_json(&judgement)?;
     } else {
@@ -97,6 +129,13 @@ fn print(judgement: &Judgement) -> Result<(), Failure> {
     writeln!(out, "{name} {version}, sha256 {}", judgement.sha256)?;
     for run in &judgement.runs {
         write!(out, "{} threads: {}", run.threads, run.report)?;
+    }
+    for case in &judgement.boundary {
+        match &case.outcome {
+            Outcome::Passed => writeln!(out, "{} {}: passed", case.backend, case.name)?,
+            Outcome::Failed { message } => writeln!(out, "{} {}: FAILED: {message}", case.backend, case.name)?,
+            Outcome::NotSupported { reason } => writeln!(out, "{} {}: not tried: {reason}", case.backend, case.name)?,
+        }
     }
     for (id, reason) in &judgement.not_run {
         writeln!(out, "{id} NOT JUDGED: {reason}")?;

@@ -152,6 +152,30 @@ fn conform_fails_what_computes_wrong() {
     assert_eq!(json(&conform)["conforms"], false);
 }
 
+/// Cases of the boundary itself, by name.
+fn boundary(report: &Value, outcome: &str) -> Vec<String> {
+    let cases = report["boundary"].as_array().unwrap().iter().filter(|c| c["outcome"] == outcome);
+    cases.map(|c| c["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn conform_makes_the_calls_that_other_hosts_would_and_lets_the_pool_panic() {
+    for (case, wrong) in [("NONE", None), ("DEAF", Some("panic/pool")), ("LYING", Some("abi_abuse/unknown-op"))] {
+        let (dir, state) = (directory(), directory());
+        let manifest = if wrong.is_none() { make(dir.path()) } else { hostile(dir.path(), case) };
+        let conform = tersor(state.path(), dir.path(), &["conform", manifest.to_str().unwrap(), "--json"]);
+        let report = json(&conform);
+        let failed = boundary(&report, "failed");
+        match wrong {
+            None => assert_eq!((boundary(&report, "passed").len(), failed.len()), (7, 0), "{}", report["boundary"]),
+            Some(name) => {
+                assert!(failed.iter().any(|f| f == name), "{case}: {}", report["boundary"]);
+                assert_eq!(conform.status.code(), Some(1));
+            }
+        }
+    }
+}
+
 #[test]
 fn plugins_are_off_unless_the_configuration_turns_them_on() {
     let (dir, state) = (directory(), directory());

@@ -4,6 +4,7 @@
 //! [`PluginBackend`] then probes and opens like a [`tersor_core::BackendEntry`].
 #![allow(unsafe_code, reason = "this module is the boundary")]
 
+pub mod abuse;
 mod backend;
 mod context;
 mod error;

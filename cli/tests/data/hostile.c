@@ -15,6 +15,7 @@
 #define LYING 9
 #define NULL_FUNCTION 10
 #define NOISY 11
+#define DEAF 12
 
 TERSOR_EXPORT int32_t tersor_plugin_v1(const TersorHost *host, const TersorPlugin **out);
 
@@ -34,6 +35,12 @@ static inline int32_t lying_supports(void *instance, const TersorSpec *s, Tersor
     (void)instance, (void)s, (void)err;
     out->kernel = GEMV;
     return TERSOR_OK;
+}
+
+/* Takes no notice when the host's threads fail. */
+static inline int32_t deaf_submit(void *stream, uint32_t op, const void *args, TersorRan *out, TersorError *err) {
+    int32_t status = submit(stream, op, args, out, err);
+    return op == TERSOR_OP_MATMUL && status == TERSOR_INTERNAL ? TERSOR_OK : status;
 }
 
 int32_t tersor_plugin_v1(const TersorHost *host, const TersorPlugin **out) {
@@ -61,6 +68,8 @@ int32_t tersor_plugin_v1(const TersorHost *host, const TersorPlugin **out) {
     changed.submit = wrong_submit;
 #elif CASE == LYING
     changed.supports = lying_supports;
+#elif CASE == DEAF
+    changed.submit = deaf_submit;
 #elif CASE == NULL_FUNCTION
     changed.pack = NULL;
 #elif CASE == NOISY
