@@ -71,15 +71,17 @@ pub struct Candidates {
 }
 
 impl Candidates {
-    /// Opens what the configuration lets through: `select.backend`, `select.deny`, `select.isa` and `threads.count`.
+    /// Opens what the configuration lets through: `select.backend`, `select.deny`, `select.isa`, `threads.count` and
+    /// `threads.affinity`.
     ///
     /// # Errors
     /// [`Error::NoBackend`] with every reason, where nothing can be opened.
     pub fn open(registry: &Registry) -> Result<Self> {
         let config = registry.config();
+        let processors: Vec<usize> = config.threads.affinity.iter().map(|&cpu| cpu.into()).collect();
         let pools = thread_counts(config)
             .into_iter()
-            .map(|n| Ok(Arc::new(Pool::new(n).map_err(tersor_registry::Error::from)?)))
+            .map(|n| Ok(Arc::new(Pool::bound(n, &processors).map_err(tersor_registry::Error::from)?)))
             .collect::<Result<Vec<_>>>()?;
         let mut found = Candidates { all: Vec::new(), seen: Vec::new(), pools };
         for backend in registry.found() {

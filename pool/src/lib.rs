@@ -16,9 +16,10 @@ mod part;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use core_affinity::CoreId;
 use tersor_core::Executor;
 
 use gate::Gate;
@@ -92,7 +93,7 @@ impl Pool {
     /// If the system gives no more threads, or one of the processors is not this process's to use.
     pub fn bound(threads: usize, processors: &[usize]) -> Result<Self, Error> {
         let threads = threads.max(1);
-        let ids = core_affinity::get_core_ids().unwrap_or_default();
+        let ids = &Processors::of_process().ids;
         let bind = |thread: usize| {
             let Some(&processor) = processors.get(thread % processors.len().max(1)) else { return Ok(()) };
             let id = ids.iter().find(|id| id.id == processor);
@@ -128,7 +129,23 @@ impl Pool {
     /// One thread for each core that the process may use.
     #[must_use]
     pub fn available() -> usize {
-        std::thread::available_parallelism().map_or(1, |n| n.get())
+        Processors::of_process().count
+    }
+}
+
+/// What the process may use. The system answers for the calling thread, and a pool may have bound that one: asked once, before.
+struct Processors {
+    ids: Vec<CoreId>,
+    count: usize,
+}
+
+impl Processors {
+    fn of_process() -> &'static Self {
+        static FOUND: OnceLock<Processors> = OnceLock::new();
+        FOUND.get_or_init(|| Processors {
+            ids: core_affinity::get_core_ids().unwrap_or_default(),
+            count: std::thread::available_parallelism().map_or(1, |n| n.get()),
+        })
     }
 }
 
@@ -237,6 +254,7 @@ mod tests {
         let ids: Vec<usize> = core_affinity::get_core_ids().unwrap_or_default().iter().map(|id| id.id).collect();
         let e = Pool::bound(2, &[ids[0], 9999]).unwrap_err().to_string();
         assert!(e.contains("9999") && e.contains(&format!("{ids:?}")), "{e}");
+        let available = Pool::available();
         // In a thread of its own, for the caller is bound as well.
         std::thread::spawn(move || {
             let last = *ids.last().unwrap();
@@ -245,6 +263,9 @@ mod tests {
                 let here: Vec<usize> = core_affinity::get_core_ids().unwrap().iter().map(|id| id.id).collect();
                 assert_eq!(here, [last]);
             });
+            // A bound caller can still make a pool on other processors, and the process has not become smaller.
+            drop(Pool::bound(2, &ids).unwrap());
+            assert_eq!(Pool::available(), available);
         })
         .join()
         .unwrap();
