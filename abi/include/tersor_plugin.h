@@ -11,7 +11,7 @@
 #define TERSOR_ABI_MAJOR 1
 
 // Minor version: raised when fields, functions, ops or numbers are appended.
-#define TERSOR_ABI_MINOR 0
+#define TERSOR_ABI_MINOR 1
 
 // Done.
 #define TERSOR_OK 0
@@ -198,6 +198,9 @@
 
 // Op `sample`.
 #define TERSOR_OP_SAMPLE 14
+
+// Op `attention` over spans of the cache, with `TersorAttentionSpan`. Since 1.1.
+#define TERSOR_OP_ATTENTION_SPAN 15
 
 // Epilogue: store the result.
 #define TERSOR_STORE 0
@@ -560,6 +563,35 @@ typedef struct TersorAttention {
   // As long as q.
   struct TersorF32Mut y;
 } TersorAttention;
+
+// Each row attends to a span of the cache that ends at its own position: to its sequence, of several that share the cache,
+// or to a window. Since 1.1.
+typedef struct TersorAttentionSpan {
+  // Size of this struct.
+  uint32_t struct_size;
+  // Zero.
+  uint32_t reserved;
+  // Query heads.
+  uint64_t heads;
+  // Key/value heads.
+  uint64_t kv_heads;
+  // Elements of a head.
+  uint64_t head_dim;
+  // `rows x heads * head_dim`.
+  struct TersorF32 q;
+  // The last cache row that each row sees.
+  struct TersorU32 positions;
+  // `capacity x kv_heads * head_dim`.
+  struct TersorF32 k_cache;
+  // Likewise.
+  struct TersorF32 v_cache;
+  // As long as q.
+  struct TersorF32Mut y;
+  // The first cache row that each row sees.
+  struct TersorU32 first;
+  // The most cache rows that any row sees.
+  uint64_t longest;
+} TersorAttentionSpan;
 
 // `y = max(gate, 0)^2 * up`.
 typedef struct TersorReluSquaredMul {

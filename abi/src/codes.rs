@@ -109,5 +109,7 @@ mod tests {
         assert!(DTYPES.iter().all(|(d, n)| DType::named(*n) == Some(*d)));
         assert_eq!(isas_of(mask_of(&Isa::ALL)), Isa::ALL);
         assert_eq!(Format::named(0), None);
+        // Whoever knows spans asks for this number before; whoever does not answers that there is no such op.
+        assert_eq!(OpKind::named(TERSOR_OP_ATTENTION_SPAN), None);
     }
 }

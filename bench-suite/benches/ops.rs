@@ -155,6 +155,7 @@ fn attention(c: &mut Criterion) {
                     kv_heads: KV_HEADS,
                     head_dim: HEAD_DIM,
                     positions: positions.input(),
+                    span: None,
                     k_cache: keys.input(),
                     v_cache: values.input(),
                     y: y.output()

@@ -183,7 +183,7 @@ fn ops() -> [OpSpec; 11] {
         OpSpec::RmsNormQuantize { rows, cols },
         OpSpec::Rope { rows, heads, head_dim },
         OpSpec::KvWrite { rows, width: kv_heads * head_dim },
-        OpSpec::Attention { rows, heads, kv_heads, head_dim, capacity: 4096 },
+        OpSpec::Attention { rows, heads, kv_heads, head_dim, capacity: 4096, span: None },
         OpSpec::ReluSquaredMul { len: COLS },
         OpSpec::Add { len: cols },
         OpSpec::Copy { len: cols },

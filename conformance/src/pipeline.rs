@@ -217,6 +217,7 @@ impl Machine<'_, '_> {
             kv_heads: KV_HEADS,
             head_dim: DIM,
             positions: positions.input(),
+            span: None,
             k_cache: layer.k_cache.input(),
             v_cache: layer.v_cache.input(),
             y: y.output(),

@@ -60,5 +60,5 @@ pub use half::{bf16, f16};
 pub use host::{Executor, HostContext, Inline};
 pub use isa::Isa;
 pub use memory::{HostMemory, MemoryUsage};
-pub use op::{Activations, Checked, Epilogue, FloatIn, FloatOut, Op, OpKind, OpSpec, Output, SampleParams};
+pub use op::{Activations, Checked, Epilogue, FloatIn, FloatOut, Op, OpKind, OpSpec, Output, SampleParams, Span};
 pub use weight::{Floats, FloatsMut, Ternary, Weight};

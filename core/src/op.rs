@@ -123,6 +123,16 @@ pub enum Epilogue {
     Add,
 }
 
+/// Which rows of a cache each row of queries sees, where that is not all up to its last: the sequence that it belongs to, of
+/// several that share the cache, or a window.
+#[derive(Debug, Clone, Copy)]
+pub struct Span<'a> {
+    /// The first cache row that each row of queries sees; not past its last.
+    pub first: In<'a, u32>,
+    /// The most cache rows that any row of queries sees.
+    pub longest: usize,
+}
+
 /// How a token is drawn from logits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SampleParams {
@@ -226,7 +236,8 @@ pub enum Op<'a> {
         /// Like `cos`.
         sin: In<'a, f32>,
     },
-    /// Writes the keys and values of each row into a cache, at the row's position.
+    /// Writes the keys and values of each row into a cache, at the cache row that `positions` names: the row's position where
+    /// the cache has one sequence.
     KvWrite {
         /// `rows x width`.
         k: In<'a, f32>,
@@ -234,14 +245,15 @@ pub enum Op<'a> {
         v: In<'a, f32>,
         /// Elements of a cache position: key/value heads x head_dim.
         width: usize,
-        /// Position of each row.
+        /// Cache row of each row.
         positions: In<'a, u32>,
         /// `capacity x width`.
         k_cache: Out<'a, f32>,
         /// `capacity x width`.
         v_cache: Out<'a, f32>,
     },
-    /// Each row attends to the cache up to its own position; see [`crate::reference::attention`].
+    /// Each row attends to the rows of the cache up to its own position, or to a span that ends there; see
+    /// [`crate::reference::attention`]. A span gives the bits that a cache of just these rows would give.
     Attention {
         /// `rows x heads * head_dim`.
         q: In<'a, f32>,
@@ -251,8 +263,10 @@ pub enum Op<'a> {
         kv_heads: usize,
         /// Elements of a head.
         head_dim: usize,
-        /// Position of each row.
+        /// The last cache row that each row sees: its position where the cache has one sequence.
         positions: In<'a, u32>,
+        /// Where what each row sees begins; `None`: with the first cache row.
+        span: Option<Span<'a>>,
         /// `capacity x kv_heads * head_dim`.
         k_cache: In<'a, f32>,
         /// Likewise.
@@ -320,5 +334,36 @@ impl<'a> Op<'a> {
     pub fn check(self) -> Result<Checked<'a>> {
         let spec = self.validated()?;
         Ok(Checked { op: self, spec })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    /// Two rows of one head of two elements over a cache of eight rows.
+    fn attention(positions: &[u32], first: &[u32], longest: usize) -> Result<OpSpec> {
+        let (q, cache, mut y) = ([0.0; 4], [0.0; 16], [0.0; 4]);
+        let (heads, kv_heads, head_dim) = (1, 1, 2);
+        let (k_cache, v_cache, span) =
+            (In::Host(&cache[..]), In::Host(&cache[..]), Span { first: In::Host(first), longest });
+        let (q, positions, y) = (In::Host(&q[..]), In::Host(positions), Out::Host(&mut y));
+        let op = Op::Attention { q, heads, kv_heads, head_dim, positions, span: Some(span), k_cache, v_cache, y };
+        op.check().map(|op| op.spec())
+    }
+
+    #[test]
+    fn spans_end_where_their_row_is_and_are_no_longer_than_is_said() {
+        let spec = attention(&[2, 7], &[0, 4], 4).unwrap();
+        assert!(matches!(spec, OpSpec::Attention { rows: 2, capacity: 8, span: Some(4), .. }));
+        assert!(matches!(attention(&[2, 7], &[0], 4), Err(Error::Length { what: "first rows", .. })));
+        let e = attention(&[2, 7], &[3, 4], 4).unwrap_err();
+        assert!(matches!(e, Error::OutOfRange { what: "first rows", at: 0, value: 3, limit: 3 }), "{e}");
+        let e = attention(&[2, 7], &[0, 3], 4).unwrap_err();
+        assert!(matches!(e, Error::OutOfRange { at: 1, value: 4, limit: 4, .. }), "{e}");
+        for longest in [0, 9] {
+            assert!(matches!(attention(&[2, 7], &[0, 4], longest), Err(Error::Parameter { what: "longest span", .. })));
+        }
     }
 }

@@ -26,6 +26,11 @@ fn dtype(number: u32) -> Result<DType, Refusal> {
 pub(super) fn spec(s: &TersorSpec) -> Result<OpSpec, Refusal> {
     let (m, n, k) = (index(s.m)?, index(s.n)?, index(s.k)?);
     let (heads, kv_heads, head_dim) = (index(s.heads)?, index(s.kv_heads)?, index(s.head_dim)?);
+    let attention =
+        |span| Ok(OpSpec::Attention { rows: m, heads, kv_heads, head_dim, capacity: index(s.capacity)?, span });
+    if s.op == TERSOR_OP_ATTENTION_SPAN {
+        return attention(Some(k));
+    }
     Ok(match OpKind::named(s.op).ok_or_else(|| unknown_op(s.op))? {
         OpKind::Quantize => {
             OpSpec::Quantize { from: dtype(s.input)?, format: format(s.format)?, shape: shape(s.n, s.k)? }
@@ -49,7 +54,7 @@ pub(super) fn spec(s: &TersorSpec) -> Result<OpSpec, Refusal> {
         OpKind::RmsNormQuantize => OpSpec::RmsNormQuantize { rows: m, cols: k },
         OpKind::Rope => OpSpec::Rope { rows: m, heads, head_dim },
         OpKind::KvWrite => OpSpec::KvWrite { rows: m, width: k },
-        OpKind::Attention => OpSpec::Attention { rows: m, heads, kv_heads, head_dim, capacity: index(s.capacity)? },
+        OpKind::Attention => return attention(None),
         OpKind::ReluSquaredMul => OpSpec::ReluSquaredMul { len: k },
         OpKind::Add => OpSpec::Add { len: k },
         OpKind::Copy => OpSpec::Copy { len: k },

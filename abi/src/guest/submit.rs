@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use tersor_core::{
-    Activations, FloatIn, FloatOut, In, Op, OpKind, Out, Output, PackedWeight, Ran, SampleParams, Stream,
+    Activations, FloatIn, FloatOut, In, Op, OpKind, Out, Output, PackedWeight, Ran, SampleParams, Span, Stream,
 };
 
 use super::operands::{floats, floats_mut, format, index, kept, read, shape, slice, slice_mut, weight};
@@ -44,6 +44,10 @@ pub(super) unsafe fn submit(
     flags: &mut u32,
 ) -> Result<Ran, Refusal> {
     *flags = 0;
+    if op == TERSOR_OP_ATTENTION_SPAN {
+        // SAFETY: the caller's promise.
+        return Ok(stream.submit(unsafe { attention_span(args)? }.check()?)?);
+    }
     let kind = OpKind::named(op).ok_or_else(|| unknown_op(op))?;
     if kind == OpKind::Dequantize {
         // SAFETY: the caller's promise.
@@ -67,6 +71,20 @@ unsafe fn dequantize(stream: &mut dyn Stream, args: *const c_void, flags: &mut u
         drop(w);
         *flags = if kept(&witness) { TERSOR_KEEPS_CODES } else { 0 };
         Ok(ran?)
+    }
+}
+
+/// # Safety
+/// As [`submit`].
+unsafe fn attention_span<'a>(args: *const c_void) -> Result<Op<'a>, Refusal> {
+    // SAFETY: `args` is the struct of this op, and its operands are what the caller promises.
+    unsafe {
+        let a = read::<TersorAttentionSpan>(args.cast())?;
+        let (heads, kv_heads, head_dim) = (index(a.heads)?, index(a.kv_heads)?, index(a.head_dim)?);
+        let (k_cache, v_cache) = (input!(a.k_cache), input!(a.v_cache));
+        let (q, positions, y) = (input!(a.q), input!(a.positions), output!(a.y));
+        let span = Some(Span { first: input!(a.first), longest: index(a.longest)? });
+        Ok(Op::Attention { q, heads, kv_heads, head_dim, positions, span, k_cache, v_cache, y })
     }
 }
 
@@ -125,7 +143,7 @@ unsafe fn operation<'a>(kind: OpKind, args: *const c_void) -> Result<Op<'a>, Ref
                 let (heads, kv_heads, head_dim) = (index(a.heads)?, index(a.kv_heads)?, index(a.head_dim)?);
                 let (k_cache, v_cache) = (input!(a.k_cache), input!(a.v_cache));
                 let (q, positions, y) = (input!(a.q), input!(a.positions), output!(a.y));
-                Op::Attention { q, heads, kv_heads, head_dim, positions, k_cache, v_cache, y }
+                Op::Attention { q, heads, kv_heads, head_dim, positions, span: None, k_cache, v_cache, y }
             }
             OpKind::ReluSquaredMul => {
                 let a = read::<TersorReluSquaredMul>(args.cast())?;

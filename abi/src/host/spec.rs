@@ -15,10 +15,19 @@ pub(super) fn epilogue(e: Epilogue) -> u32 {
     }
 }
 
+/// The number of an op; 0, which every plugin answers with "unsupported", where the core is newer than this version of the
+/// ABI. Attention over spans has a number of its own, so that a plugin older than spans says that it does not know them.
+pub(super) fn op_number(spec: &OpSpec) -> u32 {
+    match spec {
+        OpSpec::Attention { span: Some(_), .. } => TERSOR_OP_ATTENTION_SPAN,
+        spec => spec.kind().number().unwrap_or(0),
+    }
+}
+
 pub(super) fn spec(spec: &OpSpec) -> TersorSpec {
     let mut s = TersorSpec {
         struct_size: size_of::<TersorSpec>() as u32,
-        op: spec.kind().number().unwrap_or(0),
+        op: op_number(spec),
         format: 0,
         input: 0,
         output: 0,
@@ -59,8 +68,8 @@ pub(super) fn spec(spec: &OpSpec) -> TersorSpec {
             (s.m, s.heads, s.head_dim) = (rows as u64, heads as u64, head_dim as u64);
         }
         OpSpec::KvWrite { rows, width } => rows_cols(&mut s, rows, width),
-        OpSpec::Attention { rows, heads, kv_heads, head_dim, capacity } => {
-            s.m = rows as u64;
+        OpSpec::Attention { rows, heads, kv_heads, head_dim, capacity, span } => {
+            (s.m, s.k) = (rows as u64, span.unwrap_or(0) as u64);
             (s.heads, s.kv_heads, s.head_dim) = (heads as u64, kv_heads as u64, head_dim as u64);
             s.capacity = capacity as u64;
         }

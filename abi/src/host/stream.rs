@@ -45,7 +45,7 @@ impl ForeignStream {
     /// Hands over the struct of an op: `args` is the one of `spec`. The second answer is the flags.
     fn send<T>(&mut self, spec: &OpSpec, args: &T) -> (Result<Ran>, u32) {
         let mut out = ran();
-        let (opened, number) = (&self.opened, spec.kind().number().unwrap_or(0));
+        let (opened, number) = (&self.opened, spec::op_number(spec));
         let args = std::ptr::from_ref(args).cast();
         // SAFETY: a stream of this table; the operands were validated and are borrowed by our caller for the call.
         let status = unsafe { call!(opened.table, submit, self.handle, number, args, &mut out, self.report.as_mut()) };
@@ -142,13 +142,43 @@ impl Stream for ForeignStream {
                 let width = width as u64;
                 self.send(&spec, &args!(TersorKvWrite { reserved, width, k, v, positions, k_cache, v_cache }))
             }
-            Op::Attention { q, heads, kv_heads, head_dim, positions, k_cache, v_cache, y } => {
+            Op::Attention { q, heads, kv_heads, head_dim, positions, span, k_cache, v_cache, y } => {
                 let (heads, kv_heads, head_dim) = (heads as u64, kv_heads as u64, head_dim as u64);
                 let (q, positions, y) = (host.f32("q", q)?, host.u32("positions", positions)?, host.f32_mut("y", y)?);
                 let (k_cache, v_cache) = (host.f32("k_cache", k_cache)?, host.f32("v_cache", v_cache)?);
-                let shape =
-                    args!(TersorAttention { reserved, heads, kv_heads, head_dim, q, positions, k_cache, v_cache, y });
-                self.send(&spec, &shape)
+                match span {
+                    None => {
+                        let args = args!(TersorAttention {
+                            reserved,
+                            heads,
+                            kv_heads,
+                            head_dim,
+                            q,
+                            positions,
+                            k_cache,
+                            v_cache,
+                            y
+                        });
+                        self.send(&spec, &args)
+                    }
+                    Some(span) => {
+                        let (first, longest) = (host.u32("first rows", span.first)?, span.longest as u64);
+                        let args = args!(TersorAttentionSpan {
+                            reserved,
+                            heads,
+                            kv_heads,
+                            head_dim,
+                            q,
+                            positions,
+                            k_cache,
+                            v_cache,
+                            y,
+                            first,
+                            longest
+                        });
+                        self.send(&spec, &args)
+                    }
+                }
             }
             Op::ReluSquaredMul { gate, up, y } => {
                 let (gate, up, y) = (host.f32("gate", gate)?, host.f32("up", up)?, host.f32_mut("y", y)?);

@@ -3,7 +3,7 @@
 /// Major version, part of the name of the exported symbol.
 pub const TERSOR_ABI_MAJOR: u32 = 1;
 /// Minor version: raised when fields, functions, ops or numbers are appended.
-pub const TERSOR_ABI_MINOR: u32 = 0;
+pub const TERSOR_ABI_MINOR: u32 = 1;
 
 /// Done.
 pub const TERSOR_OK: i32 = 0;
@@ -135,6 +135,8 @@ pub const TERSOR_OP_ADD: u32 = 12;
 pub const TERSOR_OP_COPY: u32 = 13;
 /// Op `sample`.
 pub const TERSOR_OP_SAMPLE: u32 = 14;
+/// Op `attention` over spans of the cache, with `TersorAttentionSpan`. Since 1.1.
+pub const TERSOR_OP_ATTENTION_SPAN: u32 = 15;
 
 /// Epilogue: store the result.
 pub const TERSOR_STORE: u32 = 0;

@@ -6,7 +6,7 @@ use super::*;
 
 /// A struct that begins with its size.
 pub(crate) trait Prefixed {
-    /// Size in version 1.0, the least that is accepted.
+    /// Size in version 1.0, or in the one that brought it: the least that is accepted.
     const V1: u32;
 }
 
@@ -53,6 +53,7 @@ layout! {
     TersorRope 80 { struct_size 0, reserved 4, head_dim 8, x 16, positions 32, cos 48, sin 64 }
     TersorKvWrite 96 { struct_size 0, reserved 4, width 8, k 16, v 32, positions 48, k_cache 64, v_cache 80 }
     TersorAttention 112 { struct_size 0, reserved 4, heads 8, kv_heads 16, head_dim 24, q 32, positions 48, k_cache 64, v_cache 80, y 96 }
+    TersorAttentionSpan 136 { struct_size 0, reserved 4, heads 8, kv_heads 16, head_dim 24, q 32, positions 48, k_cache 64, v_cache 80, y 96, first 112, longest 128 }
     TersorReluSquaredMul 56 { struct_size 0, reserved 4, gate 8, up 24, y 40 }
     TersorAddOp 40 { struct_size 0, reserved 4, x 8, y 24 }
     TersorCopyOp 40 { struct_size 0, reserved 4, x 8, y 24 }
@@ -86,6 +87,7 @@ prefixed! {
     TersorRope 80,
     TersorKvWrite 96,
     TersorAttention 112,
+    TersorAttentionSpan 136,
     TersorReluSquaredMul 56,
     TersorAddOp 40,
     TersorCopyOp 40,

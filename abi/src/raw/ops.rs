@@ -253,6 +253,37 @@ pub struct TersorAttention {
     pub y: TersorF32Mut,
 }
 
+/// Each row attends to a span of the cache that ends at its own position: to its sequence, of several that share the cache,
+/// or to a window. Since 1.1.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct TersorAttentionSpan {
+    /// Size of this struct.
+    pub struct_size: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Query heads.
+    pub heads: u64,
+    /// Key/value heads.
+    pub kv_heads: u64,
+    /// Elements of a head.
+    pub head_dim: u64,
+    /// `rows x heads * head_dim`.
+    pub q: TersorF32,
+    /// The last cache row that each row sees.
+    pub positions: TersorU32,
+    /// `capacity x kv_heads * head_dim`.
+    pub k_cache: TersorF32,
+    /// Likewise.
+    pub v_cache: TersorF32,
+    /// As long as q.
+    pub y: TersorF32Mut,
+    /// The first cache row that each row sees.
+    pub first: TersorU32,
+    /// The most cache rows that any row sees.
+    pub longest: u64,
+}
+
 /// `y = max(gate, 0)^2 * up`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]

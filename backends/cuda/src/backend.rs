@@ -112,6 +112,7 @@ pub(crate) fn refusal(device: &Device, spec: &OpSpec) -> Option<String> {
             (*m > MAX_ROWS).then(|| format!("{m} rows of activations are more than {MAX_ROWS}"))
         }
         OpSpec::GatherRows { format, .. } if format.is_ternary() => Some("rows are gathered from dense tables".into()),
+        OpSpec::Attention { span: Some(_), .. } => Some("its attention knows no spans of a cache".into()),
         OpSpec::Attention { capacity, .. } => {
             let room = ops::attention::room(device);
             (*capacity > room).then(|| format!("a cache of {capacity} positions is more than the {room} of one block"))

@@ -67,6 +67,8 @@ pub enum Fault {
     AttentionOffByOne,
     /// The values are summed over all positions at once, and not in chunks of 64.
     AttentionWithoutChunks,
+    /// Rows see the cache from its first row on, and with it the sequences before their own.
+    SpansIgnored,
     /// Query heads are dealt to key/value heads in turn, instead of in groups.
     HeadsInterleaved,
     /// Rotation turns neighbours, instead of elements half a head apart.

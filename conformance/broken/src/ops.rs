@@ -68,22 +68,27 @@ pub(crate) fn run(faults: Faults, op: Op<'_>) -> Result<()> {
             write(v.host("v", ID)?, v_cache.host("v_cache", ID)?);
             Ok(())
         }
-        Op::Attention { q, heads, kv_heads, head_dim, positions, k_cache, v_cache, y } => {
+        Op::Attention { q, heads, kv_heads, head_dim, positions, span, k_cache, v_cache, y } => {
             let (q, y, positions) = (q.host("q", ID)?, y.host("y", ID)?, positions.host("positions", ID)?);
             let (k_cache, v_cache) = (k_cache.host("k_cache", ID)?, v_cache.host("v_cache", ID)?);
+            let first = span.map(|s| s.first.host("first rows", ID)).transpose()?;
+            let first = first.filter(|_| !faults.has(Fault::SpansIgnored));
             let all = q.chunks(head_dim).zip(y.chunks_mut(head_dim)).enumerate();
             for (i, (q, y)) in all {
                 let (p, head) = (positions[i / heads] as usize, i % heads);
                 let kv = if faults.has(Fault::HeadsInterleaved) { head % kv_heads } else { head / (heads / kv_heads) };
-                let rows = |data| HeadRows { data, stride: kv_heads * head_dim, offset: kv * head_dim };
-                let seen = if faults.has(Fault::AttentionOffByOne) { p.max(1) } else { p + 1 };
+                let (first, stride) = (first.map_or(0, |first| first[i / heads] as usize), kv_heads * head_dim);
+                let rows = |data| HeadRows { data, stride, offset: kv * head_dim };
+                let seen = p + 1 - first;
+                let seen = if faults.has(Fault::AttentionOffByOne) { (seen - 1).max(1) } else { seen };
                 let mut scores = vec![0.0; seen];
-                attend(q, rows(k_cache), rows(v_cache), &mut scores, y);
+                let (keys, values) = (&k_cache[first * stride..], &v_cache[first * stride..]);
+                attend(q, rows(keys), rows(values), &mut scores, y);
                 if faults.has(Fault::AttentionWithoutChunks) {
                     // The scores are the e_j now.
                     let total = lanes::sum(&scores, |e| e);
                     for (i, y) in y.iter_mut().enumerate() {
-                        let v = |j: usize| v_cache[(j * kv_heads + kv) * head_dim + i];
+                        let v = |j: usize| v_cache[((first + j) * kv_heads + kv) * head_dim + i];
                         *y = scores.iter().enumerate().map(|(j, e)| e * v(j)).sum::<f32>() / total;
                     }
                 }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::spec::check_activations;
-use super::{Activations, Epilogue, Op, OpKind, OpSpec, Output};
+use super::spec::{check_activations, valid_span};
+use super::{Activations, Epilogue, Op, OpKind, OpSpec, Output, Span};
 use crate::{DType, Error, Format, In, Out, PackedWeight, Result, codec};
 
 fn need(what: &'static str, got: usize, want: usize, why: &dyn fmt::Display) -> Result<()> {
@@ -156,7 +156,7 @@ impl Op<'_> {
                 )?;
                 Ok(OpSpec::KvWrite { rows, width: *width })
             }
-            Op::Attention { q, heads, kv_heads, head_dim, positions, k_cache, v_cache, y } => {
+            Op::Attention { q, heads, kv_heads, head_dim, positions, span, k_cache, v_cache, y } => {
                 positive("head_dim", *head_dim)?;
                 positive("kv_heads", *kv_heads)?;
                 positive("heads", *heads)?;
@@ -173,18 +173,25 @@ impl Op<'_> {
                 let capacity = rows_of("k_cache", k_cache.len(), kv_heads * head_dim)?;
                 need("v_cache", v_cache.len(), k_cache.len(), &"as long as k_cache")?;
                 below("positions", positions, capacity)?;
+                if let Some(span) = span {
+                    valid_span(Some(span.longest), capacity)?;
+                    check_span(span, positions)?;
+                }
+                let first = span.as_ref().map_or(q.is_host(), |s| s.first.is_host());
                 same_memory(
                     OpKind::Attention,
                     &[
                         ("q", q.is_host()),
                         ("positions", positions.is_host()),
+                        ("first rows", first),
                         ("k_cache", k_cache.is_host()),
                         ("v_cache", v_cache.is_host()),
                         ("y", y.is_host()),
                     ],
                 )?;
                 let (heads, kv_heads, head_dim) = (*heads, *kv_heads, *head_dim);
-                Ok(OpSpec::Attention { rows, heads, kv_heads, head_dim, capacity })
+                let span = span.map(|s| s.longest);
+                Ok(OpSpec::Attention { rows, heads, kv_heads, head_dim, capacity, span })
             }
             Op::ReluSquaredMul { gate, up, y } => {
                 need("up", up.len(), gate.len(), &"as long as gate")?;
@@ -229,6 +236,28 @@ impl Op<'_> {
             }
         }
     }
+}
+
+/// Every row has a span that ends where the row is. Indices in device memory are the device kernel's to guard.
+fn check_span(span: &Span<'_>, positions: &In<'_, u32>) -> Result<()> {
+    let Span { first, longest } = span;
+    need("first rows", first.len(), positions.len(), &"one for each of the positions")?;
+    let (In::Host(first), In::Host(positions)) = (first, positions) else { return Ok(()) };
+    for (at, (&from, &to)) in first.iter().zip(*positions).enumerate() {
+        let (from, to) = (from as usize, to as usize);
+        if from > to {
+            return Err(Error::OutOfRange { what: "first rows", at, value: from, limit: to + 1 });
+        }
+        if to - from >= *longest {
+            return Err(Error::OutOfRange {
+                what: "positions, less first rows,",
+                at,
+                value: to - from,
+                limit: *longest,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn quantized_rows(kind: OpKind, x: &In<'_, f32>, cols: usize, q: &Out<'_, i8>, scales: &Out<'_, f32>) -> Result<usize> {

@@ -69,12 +69,13 @@ impl Op<'_> {
                 k_cache: k_cache.reborrow(),
                 v_cache: v_cache.reborrow(),
             },
-            Op::Attention { q, heads, kv_heads, head_dim, positions, k_cache, v_cache, y } => Op::Attention {
+            Op::Attention { q, heads, kv_heads, head_dim, positions, span, k_cache, v_cache, y } => Op::Attention {
                 q: *q,
                 heads: *heads,
                 kv_heads: *kv_heads,
                 head_dim: *head_dim,
                 positions: *positions,
+                span: *span,
                 k_cache: *k_cache,
                 v_cache: *v_cache,
                 y: y.reborrow(),

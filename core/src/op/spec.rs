@@ -131,6 +131,8 @@ pub enum OpSpec {
         kv_heads: usize,
         head_dim: usize,
         capacity: usize,
+        /// The longest span; `None`: rows see the cache from its first row on.
+        span: Option<usize>,
     },
     ReluSquaredMul {
         len: usize,
@@ -226,12 +228,13 @@ impl OpSpec {
                 positive("rows", rows)?;
                 positive("width", width)
             }
-            OpSpec::Attention { rows, heads, kv_heads, head_dim, capacity } => {
+            OpSpec::Attention { rows, heads, kv_heads, head_dim, capacity, span } => {
                 positive("rows", rows)?;
                 positive("heads", heads)?;
                 positive("kv_heads", kv_heads)?;
                 positive("head_dim", head_dim)?;
                 positive("capacity", capacity)?;
+                valid_span(span, capacity)?;
                 match heads % kv_heads {
                     0 => Ok(()),
                     _ => {
@@ -279,6 +282,18 @@ impl fmt::Display for OpSpec {
             }
             other => write!(f, "{other:?}"),
         }
+    }
+}
+
+/// Whether a span can be that long in a cache of `capacity` rows.
+pub(super) fn valid_span(span: Option<usize>, capacity: usize) -> Result<()> {
+    match span {
+        Some(longest) if longest == 0 || longest > capacity => Err(Error::Parameter {
+            what: "longest span",
+            value: longest.to_string(),
+            need: "at least 1, and at most the rows of the cache",
+        }),
+        _ => Ok(()),
     }
 }
 

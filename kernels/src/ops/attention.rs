@@ -20,6 +20,23 @@ pub(super) struct Geometry {
     pub(super) head_dim: usize,
 }
 
+/// The cache rows that each row of queries sees, both ends included.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spans<'a> {
+    /// `None`: the first of the cache.
+    pub(super) first: Option<&'a [u32]>,
+    pub(super) last: &'a [u32],
+}
+
+impl Spans<'_> {
+    fn first(&self, row: usize) -> usize {
+        self.first.map_or(0, |first| first[row] as usize)
+    }
+    fn len(&self, row: usize) -> usize {
+        self.last[row] as usize + 1 - self.first(row)
+    }
+}
+
 struct Head<'a> {
     q: &'a [f32],
     k: HeadRows<'a>,
@@ -65,12 +82,13 @@ impl Body for Head<'_> {
 }
 
 impl<S: Simd> Context<'_, S> {
-    pub(super) fn attention(self, g: Geometry, q: &[f32], positions: &[u32], cache: (&[f32], &[f32]), y: &mut [f32]) {
+    pub(super) fn attention(self, g: Geometry, q: &[f32], spans: Spans<'_>, cache: (&[f32], &[f32]), y: &mut [f32]) {
         let Geometry { heads, kv_heads, head_dim } = g;
         let isa = self.kernels.isa;
-        let longest = positions.iter().max().map_or(0, |p| *p as usize + 1);
-        let macs = positions.iter().map(|p| (*p as usize + 1) * heads * head_dim * 2).sum();
-        let pairs = positions.len() * heads;
+        let rows = spans.last.len();
+        let longest = (0..rows).map(|row| spans.len(row)).max().unwrap_or(0);
+        let macs = (0..rows).map(|row| spans.len(row) * heads * head_dim * 2).sum();
+        let pairs = rows * heads;
         // Rows late in a prompt attend to more positions: twice as many tasks as threads evens that out.
         let tasks = match split::task_count(self.executor, macs, TASK_MACS) {
             1 => 1,
@@ -83,17 +101,15 @@ impl<S: Simd> Context<'_, S> {
             let scores = unsafe { scores.part(task * longest..(task + 1) * longest) };
             for pair in split::part_of(pairs, 1, tasks, task) {
                 let (row, head) = (pair / heads, pair % heads);
-                let kv = HeadRows {
-                    data: cache.0,
-                    stride: kv_heads * head_dim,
-                    offset: head / (heads / kv_heads) * head_dim,
-                };
+                let stride = kv_heads * head_dim;
+                let seen = spans.first(row) * stride;
+                let kv = HeadRows { data: &cache.0[seen..], stride, offset: head / (heads / kv_heads) * head_dim };
                 let at = pair * head_dim..(pair + 1) * head_dim;
                 isa.run(Head {
                     q: &q[at.clone()],
                     k: kv,
-                    v: HeadRows { data: cache.1, ..kv },
-                    scores: &mut scores[..positions[row] as usize + 1],
+                    v: HeadRows { data: &cache.1[seen..], ..kv },
+                    scores: &mut scores[..spans.len(row)],
                     // SAFETY: tasks have disjoint ranges of pairs.
                     y: unsafe { y.part(at) },
                 });

@@ -70,10 +70,12 @@ impl<S: Simd> Context<'_, S> {
                 }
                 Ok(())
             }
-            Op::Attention { q, heads, kv_heads, head_dim, positions, k_cache, v_cache, y } => {
+            Op::Attention { q, heads, kv_heads, head_dim, positions, span, k_cache, v_cache, y } => {
                 let geometry = attention::Geometry { heads, kv_heads, head_dim };
                 let cache = (k_cache.host("k_cache", id)?, v_cache.host("v_cache", id)?);
-                self.attention(geometry, q.host("q", id)?, positions.host("positions", id)?, cache, y.host("y", id)?);
+                let first = span.map(|s| s.first.host("first rows", id)).transpose()?;
+                let spans = attention::Spans { first, last: positions.host("positions", id)? };
+                self.attention(geometry, q.host("q", id)?, spans, cache, y.host("y", id)?);
                 Ok(())
             }
             Op::ReluSquaredMul { gate, up, y } => {

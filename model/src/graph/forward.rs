@@ -83,6 +83,7 @@ impl Pass<'_> {
             kv_heads: c.kv_heads,
             head_dim: c.head_dim,
             positions: b.count.input_range(at),
+            span: None,
             k_cache: k.input(),
             v_cache: v.input(),
             y: b.attended.output_range(0..q_len),

@@ -44,7 +44,7 @@ pub fn required_ops(
         OpSpec::Rope { rows, heads, head_dim },
         OpSpec::Rope { rows, heads: kv_heads, head_dim },
         OpSpec::KvWrite { rows, width: kv_heads * head_dim },
-        OpSpec::Attention { rows, heads, kv_heads, head_dim, capacity },
+        OpSpec::Attention { rows, heads, kv_heads, head_dim, capacity, span: None },
         OpSpec::ReluSquaredMul { len: rows * ffn },
         OpSpec::Sample { rows: 1, vocab: config.vocab_size },
     ];

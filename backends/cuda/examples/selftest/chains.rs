@@ -124,7 +124,10 @@ impl Rows {
         let (k_cache, v_cache) = (self.caches[0].input(), self.caches[1].input());
         let positions = self.positions.input_range(at..at + 1);
         let (q, y) = (self.q.input(), self.attended.output());
-        run_op(s, Op::Attention { q, heads: 20, kv_heads: 5, head_dim: 128, positions, k_cache, v_cache, y });
+        run_op(
+            s,
+            Op::Attention { q, heads: 20, kv_heads: 5, head_dim: 128, positions, span: None, k_cache, v_cache, y },
+        );
     }
 
     fn output(&mut self, s: &mut dyn Stream, w: &PackedWeight) {
