@@ -7,7 +7,9 @@ use tersor_registry::config::Config;
 use tersor_registry::{Pool, Registry};
 
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::report::{BackendSeen, Figure, Measure};
+use crate::schedule::Sample;
 
 /// An open backend.
 #[derive(Debug, Clone)]
@@ -18,6 +20,8 @@ pub struct Candidate {
     pub isa: Option<Isa>,
     /// Its threads.
     pub threads: usize,
+    /// Who does its work.
+    pub(crate) pool: Arc<Pool>,
     /// Which backend and tier this is, whatever the threads: packed weights are shared within.
     pub tier: usize,
 }
@@ -34,6 +38,16 @@ impl Candidate {
             Some(isa) => format!("{}.{isa}", self.id()),
             None => self.id().to_owned(),
         }
+    }
+
+    /// Times `work`, which does the case's work `times` times, with all threads awake.
+    pub(crate) fn time<E>(
+        &self,
+        times: usize,
+        work: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<Sample, E> {
+        limits::awake(&*self.pool);
+        Sample::time(times, work)
     }
 
     /// A figure of this candidate, nothing measured yet.
@@ -140,7 +154,9 @@ impl Candidates {
                 }
                 let host = HostContext::new(pool.clone()).with_isa(isa);
                 match entry.open(&host) {
-                    Ok(backend) => self.all.push(Candidate { backend, isa, threads: pool.threads(), tier }),
+                    Ok(backend) => {
+                        self.all.push(Candidate { backend, isa, threads: pool.threads(), pool: pool.clone(), tier })
+                    }
                     Err(e) => problem = Some(e.to_string()),
                 }
             }

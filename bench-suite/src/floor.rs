@@ -25,6 +25,10 @@ pub struct Floor {
     pub bandwidth: Option<f64>,
     /// int8 multiply-accumulates a second that were assumed; `None` where they were not measured.
     pub int8_rate: Option<f64>,
+    /// Seconds at the limits' medians instead of their fastest samples; what a median time is held against. `None` in reports
+    /// from before it was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usual: Option<f64>,
 }
 
 /// The floor of `work`; `None` where neither limit was measured, or there is no work that they limit. A limit that was not
@@ -40,7 +44,7 @@ pub fn floor(work: &Work, bandwidth: Option<f64>, int8_rate: Option<f64>) -> Opt
         (None, Some(m)) => (m, Bound::Arithmetic),
         (None, None) => return None,
     };
-    Some(Floor { seconds, bound, bandwidth, int8_rate })
+    Some(Floor { seconds, bound, bandwidth, int8_rate, usual: None })
 }
 
 #[cfg(test)]

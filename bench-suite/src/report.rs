@@ -93,7 +93,7 @@ pub struct Limit {
     pub working_set: u64,
     /// Units a second of the fastest sample: a floor must be something that nothing beats.
     pub best: f64,
-    /// Units a second of the median sample.
+    /// Units a second of the median sample, of the way whose median is highest.
     pub median: f64,
     /// Every sample of the best pattern, in units a second.
     pub samples: Vec<f64>,
@@ -224,6 +224,11 @@ impl Figure {
     /// Gigabytes a second.
     pub fn gigabytes(&self) -> Option<f64> {
         Some(self.work.bytes / self.time?.median / 1e9)
+    }
+
+    /// The part of the limits that the median time used, limits by their medians as well.
+    pub fn of_limit(&self) -> Option<f64> {
+        Some(self.floor.as_ref()?.usual? / self.time?.median)
     }
 
     /// Median time over the floor.

@@ -147,6 +147,7 @@ impl ReadProbe {
         let step = self.data().len() / n.max(1);
         let range = i * step..if i + 1 == n { self.data().len() } else { (i + 1) * step };
         let bytes = range.len() * 8;
+        super::awake(executor);
         let start = Instant::now();
         black_box(read(self.data(), range, executor, pattern));
         (bytes as f64 / start.elapsed().as_secs_f64()).round()
@@ -155,6 +156,7 @@ impl ReadProbe {
     /// Reads all of it as often as it takes to read `at_least` bytes, and returns bytes a second.
     pub fn read_again(&mut self, executor: &dyn Executor, pattern: Pattern, at_least: usize) -> f64 {
         let times = at_least.div_ceil(self.bytes()).max(1);
+        super::awake(executor);
         let start = Instant::now();
         for _ in 0..times {
             let all = 0..self.data().len();

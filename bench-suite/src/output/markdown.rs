@@ -117,8 +117,8 @@ fn table(out: &mut String, figures: &[&Figure]) -> std::fmt::Result {
     let what = if inference { "phase" } else { "shape" };
     writeln!(
         out,
-        "| {what} | format | backend | threads | {unit} | GB/s | time | spread | floor | x floor | CPU | kernel |\n\
-         |---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"
+        "| {what} | format | backend | threads | {unit} | GB/s | time | spread | floor | x floor | of R | CPU | kernel |\n\
+         |---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"
     )?;
     for f in figures {
         let Some(time) = f.time else { continue };
@@ -133,7 +133,7 @@ fn table(out: &mut String, figures: &[&Figure]) -> std::fmt::Result {
         });
         writeln!(
             out,
-            "| {shape} | {} | {} | {} | {} | {} | {} | {} | {floor} | {} | {} | {} |",
+            "| {shape} | {} | {} | {} | {} | {} | {} | {} | {floor} | {} | {} | {} | {} |",
             f.format,
             f.candidate(),
             f.threads,
@@ -142,6 +142,7 @@ fn table(out: &mut String, figures: &[&Figure]) -> std::fmt::Result {
             seconds(time.median),
             if time.count > 1 { format!("±{:.0} %", 100.0 * time.spread()) } else { "1 sample".to_owned() },
             f.ratio().map_or_else(dash, |r| format!("{r:.2}")),
+            f.of_limit().map_or_else(dash, |v| format!("{:.0} %", 100.0 * v)),
             f.utilisation.map_or_else(dash, |u| format!("{:.0} %", 100.0 * u)),
             kernels(f)
         )?;
@@ -210,7 +211,8 @@ fn absent(out: &mut String, r: &Report) -> std::fmt::Result {
 const HOW: &str = "\
 Times are medians; the spread is half the distance from the tenth to the ninetieth percentile. The floor is the larger of the
 bytes that have to move over the bandwidth, and the int8 multiply-accumulates over the rate of the best dot instruction, both
-measured with the same threads in the same phase; \"x floor\" is how many times longer the case took. Every output was compared
+measured with the same threads in the same phase; \"x floor\" is how many times longer the case took than at their fastest
+samples, \"of R\" the part of their medians that it used. Every output was compared
 with the reference. All samples, and what each case was compared with, are in report.json.
 ";
 
@@ -285,7 +287,7 @@ mod tests {
         r.phases[0].cpu_s = None;
         r.memory.peak_rss = None;
         let text = markdown(&r, &[]);
-        assert!(text.contains("| - | - | - |") && text.contains("not told by the system"), "{text}");
+        assert!(text.contains("| - | - | - | - |") && text.contains("not told by the system"), "{text}");
         assert!(!text.contains("| 0 % |"), "{text}");
     }
 

@@ -34,18 +34,23 @@ fn whole(out: &mut String, r: &Report) -> std::fmt::Result {
         let labels: Vec<(String, String)> = rows.iter().map(|f| (label(f), f.candidate())).collect();
         let wide = |of: fn(&(String, String)) -> usize| labels.iter().map(of).max().unwrap_or(0);
         let (a, b) = (wide(|l| l.0.len()), wide(|l| l.1.len()));
-        writeln!(out, "\n{title:<a$}  {:<b$}  thr  {unit:>8}  {:>6}  {:>9}  x floor   CPU", "backend", "GB/s", "time")?;
+        writeln!(
+            out,
+            "\n{title:<a$}  {:<b$}  thr  {unit:>8}  {:>6}  {:>9}  x floor  of R   CPU",
+            "backend", "GB/s", "time"
+        )?;
         for (f, (label, candidate)) in rows.iter().zip(&labels) {
             let Some(time) = f.time else { continue };
             let dash = || "-".to_owned();
             writeln!(
                 out,
-                "{label:<a$}  {candidate:<b$}  {:>3}  {:>8}  {:>6}  {:>9}  {:>7}  {:>4}",
+                "{label:<a$}  {candidate:<b$}  {:>3}  {:>8}  {:>6}  {:>9}  {:>7}  {:>4}  {:>4}",
                 f.threads,
                 f.rate().map_or_else(dash, number),
                 f.gigabytes().map_or_else(dash, number),
                 seconds(time.median),
                 f.ratio().map_or_else(dash, |v| format!("{v:.2}")),
+                f.of_limit().map_or_else(dash, |v| format!("{:.0} %", 100.0 * v)),
                 f.utilisation.map_or_else(dash, |u| format!("{:.0} %", 100.0 * u)),
             )?;
         }

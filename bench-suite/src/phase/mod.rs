@@ -12,7 +12,7 @@ use crate::candidates::Candidates;
 use crate::material::Material;
 use crate::report::{Figure, Limit, LimitKind};
 use crate::schedule::{self, Case, Outcome, Plan, Sample};
-use crate::{floor, stats::Summary};
+use crate::{floor, floor::Floor, stats::Summary};
 
 pub(crate) use cold::Cold;
 pub(crate) use inference::{Inference, Loaded};
@@ -88,8 +88,12 @@ fn finished(mut figure: Figure, outcome: Outcome) -> Figure {
 /// Sets the floor of each figure from the limits of its phase at its thread count.
 pub(crate) fn set_floors(figures: &mut [Figure], limits: &[Limit]) {
     for f in figures.iter_mut().filter(|f| f.device == "cpu") {
-        let best = |kind| limits.iter().find(|l| l.kind == kind && l.threads == f.threads).map(|l| l.best);
-        f.floor = floor::floor(&f.work, best(LimitKind::Read), best(LimitKind::Int8));
+        let limit = |kind| limits.iter().find(|l| l.kind == kind && l.threads == f.threads);
+        let at = |rate: fn(&Limit) -> f64| {
+            floor::floor(&f.work, limit(LimitKind::Read).map(rate), limit(LimitKind::Int8).map(rate))
+        };
+        let usual = at(|l| l.median).map(|floor| floor.seconds);
+        f.floor = at(|l| l.best).map(|floor| Floor { usual, ..floor });
     }
 }
 

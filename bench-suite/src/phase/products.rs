@@ -108,7 +108,7 @@ impl Products {
                 let macs = (m * n * k) as f64;
                 figure.work = Work { units: macs, bytes: (bytes + m * k + 4 * m * n) as f64, macs };
                 figure.working_set = self.bytes() as u64 + cold.bytes();
-                let (io, backend) = (ios[i].clone(), &*candidate.backend);
+                let io = ios[i].clone();
                 let run = move |figure: &mut Figure| {
                     let mut packed = &packed.as_ref().map_err(Clone::clone)?[..];
                     if which == Which::Gemm {
@@ -117,9 +117,9 @@ impl Products {
                     let io = &mut *io.borrow_mut();
                     let io = match io {
                         Some(io) => io,
-                        None => io.insert(Io::new(backend, self, m).map_err(|e| e.to_string())?),
+                        None => io.insert(Io::new(&*candidate.backend, self, m).map_err(|e| e.to_string())?),
                     };
-                    let (sample, kernel) = io.run(packed, m * n).map_err(|e| e.to_string())?;
+                    let (sample, kernel) = io.run(candidate, packed, m * n).map_err(|e| e.to_string())?;
                     figure.kernels = vec![kernel.to_owned()];
                     for got in io.results(packed.len() * m * n).map_err(|e| e.to_string())?.chunks_exact(m * n) {
                         format.check(got, n, figure)?;
@@ -200,12 +200,12 @@ impl Io {
     }
 
     /// Poisons the output, then multiplies with each copy in turn.
-    fn run(&mut self, packed: &[PackedWeight], len: usize) -> Result<(Sample, &'static str)> {
+    fn run(&mut self, by: &Candidate, packed: &[PackedWeight], len: usize) -> Result<(Sample, &'static str)> {
         self.host.fill(POISON);
         self.y.write(&mut *self.stream, &self.host)?;
         self.stream.synchronize()?;
         let mut kernel = "";
-        let sample = Sample::time(packed.len(), || {
+        let sample = by.time(packed.len(), || {
             for (i, w) in packed.iter().enumerate() {
                 let x = Activations::Int8 { q: self.q.input(), scales: self.scales.input() };
                 let y = Output::F32(self.y.output_range(i * len..(i + 1) * len));

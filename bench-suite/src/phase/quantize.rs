@@ -9,7 +9,6 @@ use super::{Found, POISON, Setup, Timed, first_difference, set_floors};
 use crate::limits::{Collector, Pattern, ReadProbe};
 use crate::material::Values;
 use crate::report::{LimitKind, Measure, Work};
-use crate::schedule::Sample;
 
 /// The large case: the model's values, tiled to rows of 4,096.
 pub(crate) struct Large {
@@ -75,17 +74,18 @@ fn quantize_set(setup: &mut Setup<'_>, tensors: &[Values], name: &str, budget: D
                 codes.resize(wanted.iter().map(|w| w.codes().len()).sum(), POISON_BYTE);
                 scales.resize(wanted.iter().map(|w| w.scales().len()).sum(), POISON);
                 let mut ran = None;
-                let sample = Sample::time(1, || {
-                    let (mut codes, mut scales) = (&mut codes[..], &mut scales[..]);
-                    for (t, w) in tensors.iter().zip(wanted) {
-                        let (c, rest) = std::mem::take(&mut codes).split_at_mut(w.codes().len());
-                        let (s, rest_scales) = std::mem::take(&mut scales).split_at_mut(w.scales().len());
-                        (codes, scales) = (rest, rest_scales);
-                        ran = Some(candidate.backend.quantize(Floats::F32(&t.values), t.shape, format, c, s)?);
-                    }
-                    Ok(())
-                })
-                .map_err(|e: tersor_core::Error| e.to_string())?;
+                let sample = candidate
+                    .time(1, || {
+                        let (mut codes, mut scales) = (&mut codes[..], &mut scales[..]);
+                        for (t, w) in tensors.iter().zip(wanted) {
+                            let (c, rest) = std::mem::take(&mut codes).split_at_mut(w.codes().len());
+                            let (s, rest_scales) = std::mem::take(&mut scales).split_at_mut(w.scales().len());
+                            (codes, scales) = (rest, rest_scales);
+                            ran = Some(candidate.backend.quantize(Floats::F32(&t.values), t.shape, format, c, s)?);
+                        }
+                        Ok(())
+                    })
+                    .map_err(|e: tersor_core::Error| e.to_string())?;
                 note(figure, ran.map(|r| r.kernel), "every byte equals the reference codec's");
                 let (mut c, mut s) = (&codes[..], &scales[..]);
                 for w in wanted {
@@ -174,11 +174,12 @@ fn halves(setup: &mut Setup<'_>, tensor: &Values, budget: Duration, found: &mut 
                 let wanted = wanted.as_ref().map_err(Clone::clone)?;
                 let mut codes = vec![POISON_BYTE; wanted.codes().len()];
                 let mut ran = None;
-                let sample = Sample::time(1, || {
-                    ran = Some(candidate.backend.quantize(w, shape, Format::I2S, &mut codes, &mut [])?);
-                    Ok(())
-                })
-                .map_err(|e: tersor_core::Error| e.to_string())?;
+                let sample = candidate
+                    .time(1, || {
+                        ran = Some(candidate.backend.quantize(w, shape, Format::I2S, &mut codes, &mut [])?);
+                        Ok(())
+                    })
+                    .map_err(|e: tersor_core::Error| e.to_string())?;
                 note(figure, ran.map(|r| r.kernel), "every byte equals the reference codec's");
                 let equal = codes == wanted.codes();
                 if equal { Ok(sample) } else { Err("WRONG RESULT: bytes differ from the reference codec's".to_owned()) }
@@ -213,11 +214,12 @@ fn back(setup: &mut Setup<'_>, tensor: &Values, budget: Duration, found: &mut Fo
                 let y = &mut *y.borrow_mut();
                 y.fill(POISON);
                 let mut ran = None;
-                let sample = Sample::time(1, || {
-                    ran = Some(candidate.backend.dequantize(weight, FloatsMut::F32(y))?);
-                    Ok(())
-                })
-                .map_err(|e: tersor_core::Error| e.to_string())?;
+                let sample = candidate
+                    .time(1, || {
+                        ran = Some(candidate.backend.dequantize(weight, FloatsMut::F32(y))?);
+                        Ok(())
+                    })
+                    .map_err(|e: tersor_core::Error| e.to_string())?;
                 note(figure, ran.map(|r| r.kernel), "every value equals the reference codec's");
                 match values.as_ref().map(|want| first_difference(y, want)) {
                     Some(None) => Ok(sample),
@@ -232,11 +234,12 @@ fn back(setup: &mut Setup<'_>, tensor: &Values, budget: Duration, found: &mut Fo
             let run = move |figure: &mut crate::report::Figure| {
                 let weight = weight.as_ref().map_err(Clone::clone)?;
                 let mut packed = None;
-                let sample = Sample::time(1, || {
-                    packed = Some(candidate.backend.pack(weight)?);
-                    Ok(())
-                })
-                .map_err(|e: tersor_core::Error| e.to_string())?;
+                let sample = candidate
+                    .time(1, || {
+                        packed = Some(candidate.backend.pack(weight)?);
+                        Ok(())
+                    })
+                    .map_err(|e: tersor_core::Error| e.to_string())?;
                 let how = packed.map(|p| if p.borrowed() { "in place" } else { "copied" });
                 figure.checked = how.map(|how| format!("{how}; the products of packed weights are checked elsewhere"));
                 Ok(sample)

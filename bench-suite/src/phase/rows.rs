@@ -8,7 +8,6 @@ use super::{Found, POISON, Setup, Timed, first_difference, set_floors};
 use crate::limits::read_limit;
 use crate::material::{activations, int8_activations};
 use crate::report::{Figure, Measure, Work};
-use crate::schedule::Sample;
 
 /// Values that one sample goes through at least, so that the clock does not show.
 const AT_LEAST: usize = 1 << 17;
@@ -53,7 +52,7 @@ pub(crate) fn rows(setup: &mut Setup<'_>, budget: Duration) -> Found {
                     stream.synchronize()?;
                     let times = AT_LEAST.div_ceil(n);
                     let mut ran = "";
-                    let sample = Sample::time(times, || {
+                    let sample = candidate.time(times, || {
                         for _ in 0..times {
                             let op = Op::QuantizeRows { x: xs.input(), cols, q: q.output(), scales: scales.output() };
                             ran = stream.submit(op.check()?)?.kernel;
