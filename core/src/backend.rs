@@ -190,6 +190,13 @@ pub trait QuantBackend: Send + Sync + fmt::Debug {
     /// Zeroed memory for operands. Host backends return host memory.
     fn alloc(&self, bytes: usize) -> Result<RawBuffer>;
 
+    /// Zeroed host memory that copies to and from the device at the speed of the link between them: page-locked where the
+    /// backend has a device, counted in the host's buffer pool. Host backends have no such copies; the default is
+    /// [`QuantBackend::alloc`] for them, and ordinary host memory for all others.
+    fn alloc_pinned(&self, bytes: usize) -> Result<RawBuffer> {
+        if self.info().is_host() { self.alloc(bytes) } else { Ok(RawBuffer::host(bytes)) }
+    }
+
     /// Opens an ordered queue of work.
     fn open_stream(&self) -> Result<Box<dyn Stream>>;
 

@@ -73,6 +73,15 @@ pub trait DeviceMemory: Any + Send + Sync + fmt::Debug {
     fn as_any(&self) -> &dyn Any;
 }
 
+/// Host memory that a backend made for its copies: page-locked, so that the device reads and writes it by itself. Dropping it
+/// gives the memory back.
+pub trait PinnedMemory: Send + Sync + fmt::Debug {
+    /// The bytes, aligned to 64.
+    fn bytes(&self) -> &[u8];
+    /// The bytes for writing.
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
 /// A cache line: host allocations are made of these, so that they are aligned for every vector width.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
@@ -89,6 +98,7 @@ pub struct RawBuffer(Storage);
 #[derive(Debug)]
 enum Storage {
     Host { lines: Lines, bytes: usize },
+    Pinned(Box<dyn PinnedMemory>),
     Device(Box<dyn DeviceMemory>),
 }
 
@@ -132,6 +142,11 @@ impl RawBuffer {
         RawBuffer(Storage::Host { lines: Lines { lines, home: Some(home) }, bytes })
     }
 
+    /// Page-locked host memory. Everything takes it as host memory.
+    pub fn pinned(memory: Box<dyn PinnedMemory>) -> Self {
+        RawBuffer(Storage::Pinned(memory))
+    }
+
     /// Memory of a device.
     pub fn device(memory: Box<dyn DeviceMemory>) -> Self {
         RawBuffer(Storage::Device(memory))
@@ -141,6 +156,7 @@ impl RawBuffer {
     pub fn bytes(&self) -> usize {
         match &self.0 {
             Storage::Host { bytes, .. } => *bytes,
+            Storage::Pinned(m) => m.bytes().len(),
             Storage::Device(m) => m.bytes(),
         }
     }
@@ -149,6 +165,7 @@ impl RawBuffer {
     pub fn as_host(&self) -> Option<&[u8]> {
         match &self.0 {
             Storage::Host { lines, bytes } => Some(&bytemuck::cast_slice(&lines[..])[..*bytes]),
+            Storage::Pinned(m) => Some(m.bytes()),
             Storage::Device(_) => None,
         }
     }
@@ -157,6 +174,7 @@ impl RawBuffer {
     pub fn as_host_mut(&mut self) -> Option<&mut [u8]> {
         match &mut self.0 {
             Storage::Host { lines, bytes } => Some(&mut bytemuck::cast_slice_mut(&mut lines[..])[..*bytes]),
+            Storage::Pinned(m) => Some(m.bytes_mut()),
             Storage::Device(_) => None,
         }
     }
@@ -164,7 +182,7 @@ impl RawBuffer {
     /// The device memory, if this is device memory.
     pub fn as_device(&self) -> Option<&dyn DeviceMemory> {
         match &self.0 {
-            Storage::Host { .. } => None,
+            Storage::Host { .. } | Storage::Pinned(_) => None,
             Storage::Device(m) => Some(&**m),
         }
     }
@@ -181,12 +199,12 @@ pub struct Buffer<T: Element> {
 impl<T: Element> Buffer<T> {
     /// Asks `backend` for zeroed memory.
     pub fn alloc(backend: &dyn QuantBackend, len: usize) -> Result<Self> {
-        let bytes = len.checked_mul(T::DTYPE.size()).ok_or_else(|| Error::Parameter {
-            what: "buffer length",
-            value: len.to_string(),
-            need: "small enough to address",
-        })?;
-        Ok(Buffer { raw: backend.alloc(bytes)?, len, element: std::marker::PhantomData })
+        Ok(Buffer { raw: backend.alloc(bytes_of::<T>(len)?)?, len, element: std::marker::PhantomData })
+    }
+
+    /// Asks `backend` for zeroed host memory that its copies are fastest from and to; see [`QuantBackend::alloc_pinned`].
+    pub fn pinned(backend: &dyn QuantBackend, len: usize) -> Result<Self> {
+        Ok(Buffer { raw: backend.alloc_pinned(bytes_of::<T>(len)?)?, len, element: std::marker::PhantomData })
     }
 
     /// Zeroed host memory.
@@ -227,6 +245,7 @@ impl<T: Element> Buffer<T> {
             Storage::Host { lines, bytes } => {
                 In::Host(&bytemuck::cast_slice::<u8, T>(&bytemuck::cast_slice(&lines[..])[..*bytes])[range])
             }
+            Storage::Pinned(m) => In::Host(&bytemuck::cast_slice::<u8, T>(m.bytes())[range]),
             Storage::Device(m) => In::Device(DeviceSlice { memory: &**m, offset: range.start, len: range.len() }),
         }
     }
@@ -243,6 +262,7 @@ impl<T: Element> Buffer<T> {
             Storage::Host { lines, bytes } => Out::Host(
                 &mut bytemuck::cast_slice_mut::<u8, T>(&mut bytemuck::cast_slice_mut(&mut lines[..])[..*bytes])[range],
             ),
+            Storage::Pinned(m) => Out::Host(&mut bytemuck::cast_slice_mut::<u8, T>(m.bytes_mut())[range]),
             Storage::Device(m) => Out::Device(DeviceSlice { memory: &**m, offset: range.start, len: range.len() }),
         }
     }
@@ -263,6 +283,12 @@ impl<T: Element> Buffer<T> {
         }
         stream.download(&self.raw, start * T::DTYPE.size(), bytemuck::cast_slice_mut(out))
     }
+}
+
+fn bytes_of<T: Element>(len: usize) -> Result<usize> {
+    let need = "small enough to address";
+    let too_long = || Error::Parameter { what: "buffer length", value: len.to_string(), need };
+    len.checked_mul(T::DTYPE.size()).ok_or_else(too_long)
 }
 
 fn clamp(range: Range<usize>, len: usize) -> Range<usize> {

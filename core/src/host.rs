@@ -52,12 +52,21 @@ pub struct HostContext {
     memory: Arc<HostMemory>,
     /// Use kernels of this tier, and fail where the backend or the machine lacks it; `None`: the best there is.
     pub isa: Option<Isa>,
+    /// Use the device with this number, and fail where there is none; `None`: the backend's first.
+    pub device: Option<usize>,
 }
 
 impl HostContext {
     /// A context that runs work on `executor`, logs nowhere and forces no ISA.
     pub fn new(executor: Arc<dyn Executor>) -> Self {
-        HostContext { executor, log: Arc::new(|_, _| {}), cancelled: Arc::default(), memory: Arc::default(), isa: None }
+        HostContext {
+            executor,
+            log: Arc::new(|_, _| {}),
+            cancelled: Arc::default(),
+            memory: Arc::default(),
+            isa: None,
+            device: None,
+        }
     }
 
     /// A context for the calling thread alone.
@@ -74,6 +83,12 @@ impl HostContext {
     /// The same with an ISA tier that must be used.
     pub fn with_isa(mut self, isa: Option<Isa>) -> Self {
         self.isa = isa;
+        self
+    }
+
+    /// The same with a device that must be used.
+    pub fn with_device(mut self, device: Option<usize>) -> Self {
+        self.device = device;
         self
     }
 
@@ -130,6 +145,7 @@ impl fmt::Debug for HostContext {
         f.debug_struct("HostContext")
             .field("threads", &self.executor.threads())
             .field("isa", &self.isa)
+            .field("device", &self.device)
             .field("cancelled", &self.is_cancelled())
             .finish_non_exhaustive()
     }

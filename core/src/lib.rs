@@ -51,7 +51,7 @@ pub mod reference;
 pub mod weight;
 
 pub use backend::{BackendInfo, PackTag, PackedWeight, QuantBackend, Ran, Stream, Support, intern};
-pub use buffer::{Buffer, DType, DeviceMemory, DeviceSlice, Element, In, Out, RawBuffer};
+pub use buffer::{Buffer, DType, DeviceMemory, DeviceSlice, Element, In, Out, PinnedMemory, RawBuffer};
 pub use bytes::Bytes;
 pub use entry::{BackendEntry, DeviceInfo, DeviceKind, Probe, entries};
 pub use error::{Error, Result};
@@ -59,6 +59,6 @@ pub use format::{EncodedLen, Format, GroupSize, Shape};
 pub use half::{bf16, f16};
 pub use host::{Executor, HostContext, Inline};
 pub use isa::Isa;
-pub use memory::{HostMemory, MemoryUsage};
+pub use memory::{HostMemory, MemoryUsage, Reserved};
 pub use op::{Activations, Checked, Epilogue, FloatIn, FloatOut, Op, OpKind, OpSpec, Output, SampleParams, Span};
 pub use weight::{Floats, FloatsMut, Ternary, Weight};

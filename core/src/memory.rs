@@ -53,31 +53,31 @@ impl HostMemory {
     pub fn alloc(self: &Arc<Self>, backend: &str, bytes: usize) -> Result<RawBuffer> {
         let lines = class(bytes);
         let size = lines * size_of::<Line>();
-        let none = |available, budget| Error::OutOfMemory { backend: backend.into(), need: size, available, budget };
         let mut state = self.lock();
         let reused = state.free.get_mut(&lines).and_then(Vec::pop);
         if reused.is_some() {
             state.usage.kept -= size;
-        } else if let Some(budget) = self.budget
-            && state.usage.in_use + state.usage.kept + size > budget
-        {
-            state.trim();
-            let available = budget.saturating_sub(state.usage.in_use);
-            if size > available {
-                return Err(none(available, "the buffer pool (memory.pool)"));
-            }
         }
-        state.usage.in_use += size;
-        state.usage.high_water = state.usage.high_water.max(state.usage.in_use + state.usage.kept);
+        state.take(self.budget.filter(|_| reused.is_none()), backend, size)?;
         drop(state);
         let mut memory = reused.unwrap_or_default();
         memory.clear();
         if memory.try_reserve_exact(lines).is_err() {
             self.lock().usage.in_use -= size;
-            return Err(none(0, "the system"));
+            let budget = "the system";
+            return Err(Error::OutOfMemory { backend: backend.into(), need: size, available: 0, budget });
         }
         memory.resize(lines, Line::ZERO);
         Ok(RawBuffer::pooled(memory, bytes, self.clone()))
+    }
+
+    /// Counts `bytes` that a backend gets elsewhere, page-locked memory for instance, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where the budget does not have them, after everything that is only kept has been freed.
+    pub fn reserve(self: &Arc<Self>, backend: &str, bytes: usize) -> Result<Reserved> {
+        self.lock().take(self.budget, backend, bytes)?;
+        Ok(Reserved { home: self.clone(), bytes })
     }
 
     /// Frees what is only kept.
@@ -104,7 +104,44 @@ impl HostMemory {
     }
 }
 
+/// A part of the budget of a pool, for memory that is not of the pool. Dropping it gives the part back.
+#[derive(Debug)]
+pub struct Reserved {
+    home: Arc<HostMemory>,
+    bytes: usize,
+}
+
+impl Reserved {
+    /// How much it is.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.home.lock().usage.in_use -= self.bytes;
+    }
+}
+
 impl State {
+    /// Counts `size` bytes as used, within `budget` where there is one.
+    fn take(&mut self, budget: Option<usize>, backend: &str, size: usize) -> Result<()> {
+        if let Some(limit) = budget
+            && (self.usage.in_use + self.usage.kept).saturating_add(size) > limit
+        {
+            self.trim();
+            let available = limit.saturating_sub(self.usage.in_use);
+            if size > available {
+                let budget = "the buffer pool (memory.pool)";
+                return Err(Error::OutOfMemory { backend: backend.into(), need: size, available, budget });
+            }
+        }
+        self.usage.in_use += size;
+        self.usage.high_water = self.usage.high_water.max(self.usage.in_use + self.usage.kept);
+        Ok(())
+    }
+
     fn trim(&mut self) {
         self.free.clear();
         self.usage.kept = 0;
@@ -151,6 +188,19 @@ mod tests {
         pool.trim();
         assert_eq!(pool.usage().kept, 0);
         assert!(pool.usage().high_water <= 10_000);
+    }
+
+    #[test]
+    fn what_is_reserved_counts_until_it_is_dropped() {
+        let pool = Arc::new(HostMemory::new(Some(10_000)));
+        drop(pool.alloc("test", 4096).unwrap());
+        let reserved = pool.reserve("test", 8000).unwrap();
+        assert_eq!(pool.usage(), MemoryUsage { in_use: 8000, kept: 0, high_water: 8000 });
+        assert!(pool.alloc("test", 4096).is_err() && pool.reserve("test", 2001).is_err());
+        assert_eq!(reserved.bytes(), 8000);
+        drop(reserved);
+        assert_eq!(pool.usage().in_use, 0);
+        assert!(pool.reserve("test", usize::MAX).is_err());
     }
 
     #[test]

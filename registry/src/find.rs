@@ -74,8 +74,13 @@ impl Registry {
         }
         let isa = config.select.isa.as_ref().map(|isa| isa.as_str().parse::<Isa>()).transpose()?;
         let budget = config.memory.pool.map(|size| usize::try_from(size.bytes()).unwrap_or(usize::MAX));
+        let device = match config.select.device {
+            Device::Cuda { index } => index.map(|index| index as usize),
+            _ => None,
+        };
         let host = HostContext::new(Arc::new(Pool::bound(threads, &processors)?))
             .with_isa(isa)
+            .with_device(device)
             .with_memory(Arc::new(HostMemory::new(budget)))
             .with_log(|level, message| match level {
                 LogLevel::Error => tracing::error!("{message}"),

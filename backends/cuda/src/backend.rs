@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use tersor_core::{
-    BackendInfo, Buffer, DType, DeviceInfo, Element, Error, FloatIn, FloatOut, Floats, FloatsMut, Format, HostContext,
-    Op, OpKind, OpSpec, PackedWeight, QuantBackend, Ran, RawBuffer, Result, Shape, Stream, Support, Weight,
+    BackendInfo, Buffer, DType, DeviceInfo, DeviceSlice, Element, Error, FloatIn, FloatOut, Floats, FloatsMut, Format,
+    HostContext, In, Op, OpKind, OpSpec, PackedWeight, QuantBackend, Ran, RawBuffer, Result, Shape, Stream, Support,
+    Weight,
 };
 
 use crate::driver::Driver;
@@ -29,7 +30,7 @@ impl CudaBackend {
     pub(crate) fn open(info: DeviceInfo, host: &HostContext) -> Result<Self> {
         let driver = Driver::open(info.index as i32)?;
         let names = Arc::new(Names::new(driver.isa));
-        let device = Arc::new(Device::new(driver));
+        let device = Arc::new(Device::new(driver, host.clone()));
         let info = BackendInfo {
             id: ID.into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -56,12 +57,6 @@ impl CudaBackend {
     /// [`Error::Device`] where the driver fails.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.device.driver.memory()
-    }
-
-    fn hold<T: Element>(&self, stream: &mut dyn Stream, data: &[T]) -> Result<Buffer<T>> {
-        let mut buffer = Buffer::alloc(self, data.len())?;
-        buffer.write(stream, data)?;
-        Ok(buffer)
     }
 
     /// Dequantizes through `run`, which submits the op, and brings the values back.
@@ -148,6 +143,10 @@ impl QuantBackend for CudaBackend {
         Ok(RawBuffer::device(Box::new(self.device.take_zeroed(bytes)?)))
     }
 
+    fn alloc_pinned(&self, bytes: usize) -> Result<RawBuffer> {
+        Ok(RawBuffer::pinned(Box::new(self.device.take_pinned(bytes)?)))
+    }
+
     fn open_stream(&self) -> Result<Box<dyn Stream>> {
         Ok(Box::new(CudaStream::new(self.device.clone(), self.names.clone(), self.host.clone())?))
     }
@@ -176,16 +175,21 @@ impl QuantBackend for CudaBackend {
         let mut stream = self.open_stream()?;
         let stream = &mut *stream;
         let (mut c, mut s) = (Buffer::<u8>::alloc(self, codes.len())?, Buffer::<f32>::alloc(self, scales.len())?);
-        let mut run = |w: FloatIn<'_>| {
-            stream.submit(Op::Quantize { w, shape, format, codes: c.output(), scales: s.output() }.check()?)
+        // Straight into memory that nobody uses: the copy runs beside the kernels that quantize another tensor.
+        let (bytes, len): (&[u8], usize) = match w {
+            Floats::F32(w) => (bytemuck::cast_slice(w), w.len()),
+            Floats::F16(w) => (bytemuck::cast_slice(w), w.len()),
+            Floats::BF16(w) => (bytemuck::cast_slice(w), w.len()),
         };
-        // The weights go up on a stream of their own; all streams of a backend are one in order.
-        let mut up = self.open_stream()?;
-        let ran = match w {
-            Floats::F32(w) => run(FloatIn::F32(self.hold(&mut *up, w)?.input()))?,
-            Floats::F16(w) => run(FloatIn::F16(self.hold(&mut *up, w)?.input()))?,
-            Floats::BF16(w) => run(FloatIn::BF16(self.hold(&mut *up, w)?.input()))?,
+        let source = self.device.take_with(bytes)?;
+        let slice = DeviceSlice { memory: &source, offset: 0, len };
+        let resident = match w {
+            Floats::F32(_) => FloatIn::F32(In::Device(slice)),
+            Floats::F16(_) => FloatIn::F16(In::Device(slice)),
+            Floats::BF16(_) => FloatIn::BF16(In::Device(slice)),
         };
+        let op = Op::Quantize { w: resident, shape, format, codes: c.output(), scales: s.output() };
+        let ran = stream.submit(op.check()?)?;
         stream.synchronize()?;
         c.read(stream, 0, codes)?;
         s.read(stream, 0, scales)?;

@@ -1,4 +1,4 @@
-//! The driver's functions that this backend uses, each checked. All `unsafe` of launching and copying is here.
+//! The driver's functions that this backend uses, each checked. All `unsafe` of launching is here, that of copying in `memory`.
 
 use std::ffi::{CStr, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +8,12 @@ use tersor_core::{Error, Result};
 
 use crate::batch::Launch;
 use crate::{ID, probe};
+
+mod graphs;
+mod memory;
+
+pub(crate) use graphs::Graph;
+pub(crate) use memory::{Event, HostWord, Lane};
 
 /// An address in the memory of a GPU.
 pub(crate) type Address = u64;
@@ -83,17 +89,6 @@ impl Args {
     }
 }
 
-/// A recorded sequence of launches.
-#[derive(Debug)]
-pub(crate) struct Graph {
-    graph: sys::CUgraph,
-    exec: sys::CUgraphExec,
-    nodes: Vec<sys::CUgraphNode>,
-}
-
-// SAFETY: the handles are the driver's, which may be used from any thread, one at a time.
-unsafe impl Send for Graph {}
-
 /// Blocks, threads of a block, and bytes of dynamic shared memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Grid {
@@ -115,6 +110,9 @@ pub(crate) struct Driver {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Streams of copies, which run beside the kernels.
+    up: sys::CUstream,
+    down: sys::CUstream,
     /// A stream that nothing runs on, for recording graphs.
     recorder: sys::CUstream,
     module: sys::CUmodule,
@@ -149,6 +147,8 @@ impl Driver {
             device: 0,
             context: null,
             stream: std::ptr::null_mut(),
+            up: std::ptr::null_mut(),
+            down: std::ptr::null_mut(),
             recorder: std::ptr::null_mut(),
             module: std::ptr::null_mut(),
             functions: Vec::with_capacity(KERNELS.len()),
@@ -165,8 +165,9 @@ impl Driver {
             check("cuDevicePrimaryCtxRetain", sys::cuDevicePrimaryCtxRetain(&mut d.context, d.device))?;
             d.bind()?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            check("cuStreamCreate", sys::cuStreamCreate(&mut d.stream, flags))?;
-            check("cuStreamCreate", sys::cuStreamCreate(&mut d.recorder, flags))?;
+            for stream in [&mut d.stream, &mut d.up, &mut d.down, &mut d.recorder] {
+                check("cuStreamCreate", sys::cuStreamCreate(stream, flags))?;
+            }
         }
         let capability = probe::capability(d.device)
             .map_err(|e| Error::Device { backend: ID.into(), message: format!("compute capability: {e}") })?;
@@ -214,82 +215,6 @@ impl Driver {
     fn bind(&self) -> Result<()> {
         // SAFETY: the context was retained and is released only when `self` is dropped.
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
-    }
-
-    /// Device memory; `None` where there is not enough.
-    pub(crate) fn alloc(&self, bytes: usize) -> Result<Option<Address>> {
-        self.bind()?;
-        let mut at = 0;
-        // SAFETY: `at` outlives the call.
-        match unsafe { sys::cuMemAlloc_v2(&mut at, bytes) } {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Ok(None),
-            code => check("cuMemAlloc", code).map(|()| Some(at)),
-        }
-    }
-
-    /// Gives memory back to the driver, after all work.
-    ///
-    /// # Safety
-    /// `at` came from [`Driver::alloc`] and is used no more.
-    pub(crate) unsafe fn free(&self, at: Address) -> Result<()> {
-        self.bind()?;
-        // SAFETY: by contract.
-        check("cuMemFree", unsafe { sys::cuMemFree_v2(at) })
-    }
-
-    /// Bytes free and in all.
-    pub(crate) fn memory(&self) -> Result<(usize, usize)> {
-        self.bind()?;
-        let (mut free, mut total) = (0, 0);
-        // SAFETY: both outlive the call.
-        check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
-        Ok((free, total))
-    }
-
-    /// Fills memory, in stream order.
-    ///
-    /// # Safety
-    /// The range is inside an allocation that lives until the work is done.
-    pub(crate) unsafe fn fill(&self, at: Address, byte: u8, bytes: usize) -> Result<()> {
-        self.bind()?;
-        // SAFETY: by contract.
-        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(at, byte, bytes, self.stream) })
-    }
-
-    /// Copies from the host, in stream order; `src` may change as soon as this returns.
-    ///
-    /// # Safety
-    /// The range at `dst` is inside an allocation that lives until the work is done, and `src` is pageable memory.
-    pub(crate) unsafe fn upload(&self, src: &[u8], dst: Address) -> Result<()> {
-        self.bind()?;
-        // SAFETY: the range at `dst` is valid by contract. A copy from pageable memory returns when the source was read.
-        check("cuMemcpyHtoDAsync", unsafe {
-            sys::cuMemcpyHtoDAsync_v2(dst, src.as_ptr().cast(), src.len(), self.stream)
-        })
-    }
-
-    /// Copies to the host, after all submitted work, and waits.
-    ///
-    /// # Safety
-    /// The range at `src` is inside an allocation.
-    pub(crate) unsafe fn download(&self, src: Address, dst: &mut [u8]) -> Result<()> {
-        self.bind()?;
-        // SAFETY: `src` is valid by contract; `dst` is exclusive and outlives the wait below.
-        let copied = check("cuMemcpyDtoHAsync", unsafe {
-            sys::cuMemcpyDtoHAsync_v2(dst.as_mut_ptr().cast(), src, dst.len(), self.stream)
-        });
-        // Also after a failure: nothing may write to `dst` once this returns.
-        self.synchronize().and(copied)
-    }
-
-    /// Copies inside the device's memory, in stream order.
-    ///
-    /// # Safety
-    /// Both ranges are inside allocations that live until the work is done, and do not overlap.
-    pub(crate) unsafe fn copy(&self, src: Address, dst: Address, bytes: usize) -> Result<()> {
-        self.bind()?;
-        // SAFETY: by contract.
-        check("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(dst, src, bytes, self.stream) })
     }
 
     /// Waits for all submitted work.
@@ -343,130 +268,6 @@ impl Driver {
         code.result()
             .map_err(|e| Error::Device { backend: ID.into(), message: format!("cuLaunchKernelEx {kernel:?}: {e}") })
     }
-
-    /// Makes a graph of launches, each after the one before it, and runs none.
-    ///
-    /// # Safety
-    /// As for [`Driver::launch`].
-    pub(crate) unsafe fn record(&self, launches: &mut [Launch]) -> Result<Graph> {
-        self.bind()?;
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        let mut g = Graph { graph: std::ptr::null_mut(), exec: std::ptr::null_mut(), nodes: Vec::new() };
-        // On a stream of its own: other threads may go on using the other one.
-        // SAFETY: the stream is ours.
-        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.recorder, mode) })?;
-        let captured = launches.iter_mut().try_for_each(|launch| {
-            // SAFETY: by contract; captured work does not run now.
-            unsafe { self.launch_on(self.recorder, launch, self.overlaps) }?;
-            g.nodes.push(self.last_node()?);
-            Ok(())
-        });
-        // Also after a failure: the capture has to end.
-        // SAFETY: the stream is ours, and capturing.
-        let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.recorder, &mut g.graph) });
-        let made = captured.and(ended).and_then(|()| {
-            // SAFETY: the graph was just made.
-            check("cuGraphInstantiate", unsafe { sys::cuGraphInstantiateWithFlags(&mut g.exec, g.graph, 0) })
-        });
-        match made {
-            Ok(()) => Ok(g),
-            Err(e) => {
-                self.destroy_graph(g);
-                Err(e)
-            }
-        }
-    }
-
-    /// The node that was captured last.
-    fn last_node(&self) -> Result<sys::CUgraphNode> {
-        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-        let (mut id, mut graph, mut nodes, mut count) = (0, std::ptr::null_mut(), std::ptr::null(), 0);
-        // SAFETY: all pointers are to locals that outlive the call.
-        let code = unsafe {
-            sys::cuStreamGetCaptureInfo_v2(self.recorder, &mut status, &mut id, &mut graph, &mut nodes, &mut count)
-        };
-        check("cuStreamGetCaptureInfo", code)?;
-        if count != 1 || nodes.is_null() {
-            let message = format!("a captured launch has {count} nodes");
-            return Err(Error::Device { backend: ID.into(), message });
-        }
-        // SAFETY: the driver gave an array of `count` nodes, valid until the next capturing call.
-        Ok(unsafe { *nodes })
-    }
-
-    /// Changes the arguments of one kernel of a graph.
-    ///
-    /// # Safety
-    /// As for [`Driver::launch`]; the launch is the graph's, but for its arguments.
-    pub(crate) unsafe fn set_arguments(&self, graph: &Graph, index: usize, launch: &mut Launch) -> Result<()> {
-        self.bind()?;
-        let Grid { x, y, threads, shared } = launch.grid;
-        let mut pointers = launch.args.pointers();
-        let params = sys::CUDA_KERNEL_NODE_PARAMS {
-            func: self.functions[launch.kernel as usize],
-            gridDimX: x,
-            gridDimY: y,
-            gridDimZ: 1,
-            blockDimX: threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shared,
-            kernelParams: pointers.as_mut_ptr(),
-            extra: std::ptr::null_mut(),
-            kern: std::ptr::null_mut(),
-            ctx: std::ptr::null_mut(),
-        };
-        // SAFETY: the node is of the graph that was instantiated; arguments are copied by the call.
-        check("cuGraphExecKernelNodeSetParams", unsafe {
-            sys::cuGraphExecKernelNodeSetParams_v2(graph.exec, graph.nodes[index], &params)
-        })
-    }
-
-    /// Runs a graph, in stream order.
-    ///
-    /// # Safety
-    /// As for [`Driver::launch`], for every launch of it.
-    pub(crate) unsafe fn launch_graph(&self, graph: &Graph) -> Result<()> {
-        self.bind()?;
-        // SAFETY: by contract.
-        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.exec, self.stream) })
-    }
-
-    /// Gives a graph back.
-    pub(crate) fn destroy_graph(&self, graph: Graph) {
-        // SAFETY: the handles are null or ours, and used no more; a graph that still runs is kept by the driver until it is
-        // done. A failure leaves nothing to be done.
-        unsafe {
-            if !graph.exec.is_null() {
-                let _ = sys::cuGraphExecDestroy(graph.exec);
-            }
-            if !graph.graph.is_null() {
-                let _ = sys::cuGraphDestroy(graph.graph);
-            }
-        }
-    }
-
-    /// A word of host memory that kernels can write; see [`HostWord`].
-    pub(crate) fn host_word(&self) -> Result<HostWord> {
-        self.bind()?;
-        let mut at = std::ptr::null_mut();
-        // SAFETY: `at` outlives the call. Flag 2 maps the memory for the device.
-        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut at, 4096, 2) })?;
-        let mut address = 0;
-        // SAFETY: `at` was just allocated, mapped.
-        let mapped = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, at, 0) };
-        let word = HostWord { at: at.cast(), address };
-        check("cuMemHostGetDevicePointer", mapped)?;
-        word.set(0);
-        Ok(word)
-    }
-
-    /// Gives a word back. All work is done.
-    pub(crate) fn free_host_word(&self, word: &HostWord) {
-        // SAFETY: it came from `host_word` of this driver and no work is left that could use it. A failure to free leaves
-        // nothing to be done.
-        let _ = unsafe { sys::cuMemFreeHost(word.at.cast()) };
-    }
 }
 
 impl Drop for Driver {
@@ -475,12 +276,11 @@ impl Drop for Driver {
         if self.bind().is_ok() {
             // SAFETY: handles are null or ours, and used no more.
             unsafe {
-                if !self.stream.is_null() {
-                    let _ = sys::cuStreamSynchronize(self.stream);
-                    let _ = sys::cuStreamDestroy_v2(self.stream);
-                }
-                if !self.recorder.is_null() {
-                    let _ = sys::cuStreamDestroy_v2(self.recorder);
+                for stream in [self.stream, self.up, self.down, self.recorder] {
+                    if !stream.is_null() {
+                        let _ = sys::cuStreamSynchronize(stream);
+                        let _ = sys::cuStreamDestroy_v2(stream);
+                    }
                 }
                 if !self.module.is_null() {
                     let _ = sys::cuModuleUnload(self.module);
@@ -491,27 +291,5 @@ impl Drop for Driver {
             // SAFETY: it was retained once, by `open`.
             let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
         }
-    }
-}
-
-/// A word of host memory that kernels can write.
-#[derive(Debug)]
-pub(crate) struct HostWord {
-    at: *mut u32,
-    /// Where kernels see it.
-    pub(crate) address: Address,
-}
-
-// SAFETY: it is memory like any other; reads and writes below are volatile, because kernels write it too.
-unsafe impl Send for HostWord {}
-
-impl HostWord {
-    pub(crate) fn get(&self) -> u32 {
-        // SAFETY: the memory is ours until it is freed, and aligned to a page.
-        unsafe { self.at.read_volatile() }
-    }
-    pub(crate) fn set(&self, value: u32) {
-        // SAFETY: as above.
-        unsafe { self.at.write_volatile(value) }
     }
 }

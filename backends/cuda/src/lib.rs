@@ -8,10 +8,12 @@
 //! * `memory` is the pool that buffers come from; `pack` the layout of weights.
 //! * `queue` and `groups` let neighbouring launches become one, `batch` sends them off together, as CUDA graphs where they recur.
 //! * `stream` turns checked ops into launches; `ops` has one file for each family of kernels.
+//! * `staging` is how large copies keep the link busy: page-locked slots, streams of their own.
 //!
-//! All streams of a backend share one CUDA stream, so memory that is given back can be taken again without waiting, and
-//! what one stream wrote another may read. Work is asynchronous: data that cannot be rounded (a NaN, say) is reported by
-//! the next `synchronize` or download, by the first failing element of the first failing op.
+//! The kernels of all streams of a backend share one CUDA stream, so memory that is given back can be taken again without
+//! waiting, and what one stream wrote another may read. Large copies run beside it, one in each direction: `staging` says what
+//! keeps them in order. Work is asynchronous: data that cannot be rounded (a NaN, say) is reported by the next `synchronize`
+//! or download, by the first failing element of the first failing op.
 //!
 //! Every float operation follows the order of `tersor_core::reference`, so results are bit-identical to the CPU backends'.
 
@@ -30,6 +32,7 @@ mod ops;
 mod pack;
 mod probe;
 mod queue;
+mod staging;
 mod stream;
 
 pub use backend::CudaBackend;
@@ -52,7 +55,12 @@ inventory::submit! {
 }
 
 fn open(host: &HostContext) -> Result<Arc<dyn QuantBackend>> {
-    Ok(Arc::new(open_device(0, host)?))
+    let index = match (host.device, probe::probe()) {
+        (Some(index), _) => index,
+        (None, Probe::Usable { devices }) => devices.first().map_or(0, |d| d.index),
+        (None, Probe::Unusable { reason }) => return Err(Error::Unusable { backend: ID.into(), reason }),
+    };
+    Ok(Arc::new(open_device(index, host)?))
 }
 
 /// Opens the GPU with this number among those that the driver shows (`CUDA_VISIBLE_DEVICES` decides which those are).
@@ -68,8 +76,9 @@ pub fn open_device(index: usize, host: &HostContext) -> Result<CudaBackend> {
     if let Some(isa) = host.isa {
         return Err(unusable(format!("it has no ISA tier {isa}")));
     }
+    let known: Vec<String> = devices.iter().map(|d| format!("{} ({})", d.index, d.name)).collect();
     match devices.into_iter().find(|d| d.index == index) {
         Some(device) => CudaBackend::open(device, host),
-        None => Err(unusable(format!("there is no GPU number {index}, or it is not supported"))),
+        None => Err(unusable(format!("there is no supported GPU number {index}; there are: {}", known.join(", ")))),
     }
 }

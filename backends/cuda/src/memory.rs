@@ -1,19 +1,21 @@
 //! The pool that device memory comes from.
 //!
-//! Memory is taken from the driver in size classes and kept when it is given back. All work of a backend goes through one
-//! CUDA stream, so memory can be taken again at once: what still uses it runs before what will.
+//! Memory is taken from the driver in size classes and kept when it is given back. All kernels of a backend go through one
+//! CUDA stream, so memory can be taken again at once: what still uses it runs before what will. Large uploads run beside that
+//! stream (`staging`), so a piece that is given back gets an event, for which an upload into it waits.
 
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tersor_core::{DeviceMemory, Error, Result};
+use tersor_core::{DeviceMemory, Error, HostContext, Result};
 
 use crate::ID;
 use crate::batch::{Batch, Launch};
-use crate::driver::{Address, Args, Driver, Grid, Kernel};
+use crate::driver::{Address, Args, Driver, Event, Grid, Kernel, Lane};
 use crate::queue::Queue;
+use crate::staging::{Before, LARGE, Staging};
 
 /// What went over the bus and into device memory since the backend was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,18 +53,28 @@ pub(crate) struct Crossings {
 #[derive(Debug, Default)]
 struct Shelves {
     /// Free memory by class.
-    free: BTreeMap<usize, Vec<Address>>,
+    free: BTreeMap<usize, Vec<Free>>,
     in_use: usize,
     high_water: usize,
     held: usize,
     driver_allocations: u64,
 }
 
+/// Memory that was given back.
+#[derive(Debug)]
+struct Free {
+    at: Address,
+    /// Comes after its last use; `None` where none could be had.
+    last: Option<Event>,
+}
+
 /// A GPU with its pool. Everything that lives on it keeps it alive.
 #[derive(Debug)]
 pub(crate) struct Device {
     pub(crate) driver: Driver,
+    pub(crate) host: HostContext,
     pub(crate) crossings: Crossings,
+    pub(crate) staging: Staging,
     shelves: Mutex<Shelves>,
     queue: Mutex<Queue>,
     /// Locked only while the queue is.
@@ -71,17 +83,19 @@ pub(crate) struct Device {
 }
 
 /// The size that is really taken for `bytes`: an eighth of a power of two more at most.
-fn class(bytes: usize) -> usize {
+pub(crate) fn class(bytes: usize) -> usize {
     let bytes = bytes.max(512);
     let step = (bytes.checked_next_power_of_two().unwrap_or(1 << (usize::BITS - 1)) / 16).max(512);
     bytes.checked_next_multiple_of(step).unwrap_or(bytes)
 }
 
 impl Device {
-    pub(crate) fn new(driver: Driver) -> Self {
+    pub(crate) fn new(driver: Driver, host: HostContext) -> Self {
         Device {
             driver,
+            host,
             crossings: Crossings::default(),
+            staging: Staging::default(),
             shelves: Mutex::default(),
             queue: Mutex::default(),
             batch: Mutex::default(),
@@ -91,10 +105,19 @@ impl Device {
 
     /// Memory of undefined content.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Result<Allocation> {
+        let (a, before) = self.take_for_copy(bytes)?;
+        if let Before::Event(event) = before {
+            self.give_event(event);
+        }
+        Ok(a)
+    }
+
+    /// The same, and what a copy that does not go through the main stream has to wait for.
+    fn take_for_copy(self: &Arc<Self>, bytes: usize) -> Result<(Allocation, Before)> {
         let class = class(bytes);
         let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = match shelves.free.get_mut(&class).and_then(Vec::pop) {
-            Some(at) => at,
+        let (at, before) = match shelves.free.get_mut(&class).and_then(Vec::pop) {
+            Some(Free { at, last }) => (at, last.map_or(Before::Everything, Before::Event)),
             None => {
                 let at = match self.driver.alloc(class)? {
                     Some(at) => at,
@@ -105,13 +128,13 @@ impl Device {
                 };
                 shelves.held += class;
                 shelves.driver_allocations += 1;
-                at
+                (at, Before::Nothing)
             }
         };
         shelves.in_use += class;
         shelves.high_water = shelves.high_water.max(shelves.in_use);
         drop(shelves);
-        Ok(Allocation { device: self.clone(), at, bytes, class })
+        Ok((Allocation { device: self.clone(), at, bytes, class }, before))
     }
 
     /// Zeroed memory.
@@ -123,20 +146,32 @@ impl Device {
 
     /// Memory that holds `data`.
     pub(crate) fn take_with(self: &Arc<Self>, data: &[u8]) -> Result<Allocation> {
-        let a = self.take(data.len())?;
-        self.upload(data, a.at)?;
+        let (a, before) = self.take_for_copy(data.len())?;
+        self.upload_after(data, a.at, before)?;
         Ok(a)
     }
 
-    /// Copies to a range that the caller has checked.
+    /// Copies to a range that the caller has checked, after everything before it.
     pub(crate) fn upload(&self, data: &[u8], to: Address) -> Result<()> {
+        self.upload_after(data, to, Before::Everything)
+    }
+
+    fn upload_after(&self, data: &[u8], to: Address, before: Before) -> Result<()> {
         if data.is_empty() {
             return Ok(());
         }
         self.crossings.uploads.fetch_add(1, Ordering::Relaxed);
         self.crossings.uploaded.fetch_add(data.len() as u64, Ordering::Relaxed);
         self.flush()?;
-        // SAFETY: callers pass ranges of allocations.
+        if data.len() >= LARGE {
+            // SAFETY: callers pass ranges of allocations.
+            return unsafe { self.upload_large(data, to, before) };
+        }
+        // The main stream comes after everything anyway.
+        if let Before::Event(event) = before {
+            self.give_event(event);
+        }
+        // SAFETY: as above.
         unsafe { self.driver.upload(data, to) }
     }
 
@@ -149,7 +184,11 @@ impl Device {
         self.no_failure()?;
         self.crossings.downloads.fetch_add(1, Ordering::Relaxed);
         self.crossings.downloaded.fetch_add(out.len() as u64, Ordering::Relaxed);
-        // SAFETY: callers pass ranges of allocations.
+        if out.len() >= LARGE {
+            // SAFETY: callers pass ranges of allocations.
+            return unsafe { self.download_large(from, out) };
+        }
+        // SAFETY: as above.
         unsafe { self.driver.download(from, out) }
     }
 
@@ -231,8 +270,11 @@ impl Device {
     /// Gives kept memory back to the driver.
     fn trim(&self, shelves: &mut Shelves) -> Result<()> {
         self.synchronize()?;
-        for (class, addresses) in std::mem::take(&mut shelves.free) {
-            for at in addresses {
+        for (class, pieces) in std::mem::take(&mut shelves.free) {
+            for Free { at, last } in pieces {
+                if let Some(event) = last {
+                    self.give_event(event);
+                }
                 // SAFETY: it came from `alloc`, nobody holds it, and no work is left that could use it.
                 unsafe { self.driver.free(at) }?;
                 shelves.held -= class;
@@ -267,10 +309,14 @@ impl Drop for Device {
             // The context is lost, and its memory with it.
             return;
         }
-        for at in shelves.free.into_values().flatten() {
+        for Free { at, last } in shelves.free.into_values().flatten() {
+            if let Some(event) = last {
+                self.driver.destroy_event(event);
+            }
             // SAFETY: as in `trim`. A failure leaves nothing to be done.
             let _ = unsafe { self.driver.free(at) };
         }
+        self.clear_staging();
     }
 }
 
@@ -289,9 +335,16 @@ impl Drop for Allocation {
         if let Err(e) = self.device.flush() {
             self.device.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
         }
+        let last = self.device.take_event().ok().and_then(|event| match self.device.driver.mark(&event, Lane::Main) {
+            Ok(()) => Some(event),
+            Err(_) => {
+                self.device.give_event(event);
+                None
+            }
+        });
         let mut shelves = self.device.shelves.lock().unwrap_or_else(PoisonError::into_inner);
         shelves.in_use -= self.class;
-        shelves.free.entry(self.class).or_default().push(self.at);
+        shelves.free.entry(self.class).or_default().push(Free { at: self.at, last });
     }
 }
 

@@ -99,7 +99,7 @@ impl CudaStream {
     pub(crate) fn new(device: Arc<Device>, names: Arc<Names>, host: HostContext) -> Result<Self> {
         let fault = device.take(8)?;
         device.fill(&fault, 0xff)?;
-        let raised = device.driver.host_word()?;
+        let raised = device.take_word()?;
         Ok(CudaStream { device, names, host, scratch: Scratch::default(), fault, raised, watched: Vec::new() })
     }
 
@@ -253,7 +253,7 @@ impl Drop for CudaStream {
     fn drop(&mut self) {
         // A kernel may still write to it; where that cannot be told, it is left alone.
         if self.device.synchronize().is_ok() {
-            self.device.driver.free_host_word(&self.raised);
+            self.device.give_word(self.raised);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tersor_backend_cuda::CudaBackend;
 use tersor_core::{Activations, Buffer, Epilogue, Op, Output, PackedWeight, QuantBackend, Shape, Stream};
 
@@ -13,8 +13,13 @@ use crate::spread;
 /// Chains of the groups of a decode step, each round with weights of its own: microseconds for one of them, and of those
 /// what the host needed to submit it.
 pub(crate) fn run(gpu: &Arc<CudaBackend>) -> bool {
-    const LAYERS: usize = 30;
-    const STEPS: usize = 10;
+    let results = chains(gpu, 30, 10);
+    crate::save("cuda-chains", gpu, results);
+    true
+}
+
+/// So many layers, so many times.
+pub(crate) fn chains(gpu: &CudaBackend, layers: usize, steps: usize) -> Value {
     let pack = |n, k, count: usize| -> Vec<PackedWeight> {
         let weight = i2s(Shape::new(n, k).unwrap(), 3);
         (0..count).map(|_| gpu.pack(&weight).unwrap()).collect()
@@ -24,19 +29,19 @@ pub(crate) fn run(gpu: &Arc<CudaBackend>) -> bool {
     let mut results = Vec::new();
     let (hidden, ffn, kv, capacity) = (2560, 6912, 640, 1024);
     let mut b = Rows::new(gpu, stream, hidden, ffn, kv, capacity);
-    let (o, down) = (pack(hidden, hidden, LAYERS), pack(hidden, ffn, LAYERS));
-    let (gate, up) = (pack(ffn, hidden, LAYERS), pack(ffn, hidden, LAYERS));
-    let (q, k, v) = (pack(hidden, hidden, LAYERS), pack(kv, hidden, LAYERS), pack(kv, hidden, LAYERS));
+    let (o, down) = (pack(hidden, hidden, layers), pack(hidden, ffn, layers));
+    let (gate, up) = (pack(ffn, hidden, layers), pack(ffn, hidden, layers));
+    let (q, k, v) = (pack(hidden, hidden, layers), pack(kv, hidden, layers), pack(kv, hidden, layers));
     let mut measure = |name: &str, work: &mut dyn FnMut(&mut dyn Stream, usize)| {
         let (mut whole, mut host) = (Vec::new(), Vec::new());
-        for _ in 0..STEPS {
+        for _ in 0..steps {
             let started = Instant::now();
-            (0..LAYERS).for_each(|l| work(stream, l));
-            host.push(started.elapsed().as_secs_f64() / LAYERS as f64);
+            (0..layers).for_each(|l| work(stream, l));
+            host.push(started.elapsed().as_secs_f64() / layers as f64);
             stream.synchronize().unwrap();
-            whole.push(started.elapsed().as_secs_f64() / LAYERS as f64);
+            whole.push(started.elapsed().as_secs_f64() / layers as f64);
         }
-        let (whole, host) = (spread(&mut whole[2..]), spread(&mut host[2..]));
+        let (whole, host) = (spread(&mut whole[steps / 5..]), spread(&mut host[steps / 5..]));
         println!("{name}: {:.2} us ({:.2}..), host {:.2} us", whole.0 * 1e6, whole.1 * 1e6, host.0 * 1e6);
         results.push(json!({ "chain": name, "median_s": whole.0, "least_s": whole.1, "host_s": host.0 }));
     };
@@ -54,8 +59,7 @@ pub(crate) fn run(gpu: &Arc<CudaBackend>) -> bool {
         b.gate_up(s, &gate[l], &up[l]);
         b.down(s, &down[l]);
     });
-    crate::save("cuda-chains", gpu, json!(results));
-    true
+    json!(results)
 }
 
 /// The activations of one row.

@@ -1,11 +1,14 @@
 //! Everything that has to be seen on a GPU, in one program to carry there: conformance, the model against the CPU, and
-//! figures. `selftest [conformance|full|model|bench|chains|2b|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
+//! figures. `selftest [conformance|full|model|bench|chains|small|link|errors|2b|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
 mod bench;
 mod chains;
+mod errors;
 mod large;
+mod link;
 mod model;
+mod small;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,6 +49,10 @@ fn main() {
             "model" => model::equals_the_cpu(&backend),
             "growth" => model::no_growth(&backend),
             "chains" => chains::run(&backend),
+            "small" => small::run(&backend),
+            "link" => link::run(),
+            "errors" => errors::run(&backend),
+            "errors=lost" => errors::lost_device(&backend),
             "bench" => bench::run(&backend),
             "2b" => large::run(&backend),
             "2b=cpu" => large::equals_the_cpu(&backend),

@@ -1,0 +1,76 @@
+//! Every kernel at least once, on little data: short enough for compute-sanitizer, whose racecheck slows kernels a
+//! thousandfold.
+
+use std::sync::Arc;
+
+use tersor_backend_cuda::CudaBackend;
+use tersor_core::{
+    Activations, Buffer, Epilogue, Floats, FloatsMut, Format, Op, Output, QuantBackend, SampleParams, Shape, codec,
+};
+use tersor_model::{Model, Session, SessionOptions, embedded};
+
+use crate::bench::{i2s, noise};
+use crate::{chains, errors};
+
+pub(crate) fn run(gpu: &Arc<CudaBackend>) -> bool {
+    let formats = weights(gpu);
+    products(gpu);
+    chains::chains(gpu, 1, 1);
+    model(gpu);
+    formats && errors::works(&**gpu).is_ok()
+}
+
+/// Quantizes to every format and back.
+fn weights(gpu: &CudaBackend) -> bool {
+    let shape = Shape::new(3, 4096).unwrap();
+    let w = noise(shape.len());
+    Format::TERNARY.into_iter().chain(Format::GROUPED).all(|format| {
+        let want = codec::quantize(Floats::F32(&w), shape, format).unwrap();
+        let (mut codes, mut scales) = (vec![0x5a; want.codes().len()], vec![f32::NAN; want.scales().len()]);
+        gpu.quantize(Floats::F32(&w), shape, format, &mut codes, &mut scales).unwrap();
+        let mut y = vec![f32::NAN; shape.len()];
+        gpu.dequantize(&want, FloatsMut::F32(&mut y)).unwrap();
+        let same = codes == want.codes() && scales == want.scales() && y == codec::dequantize(&want).unwrap();
+        println!("{format}: {}", if same { "equal" } else { "DIFFERENT" });
+        same
+    })
+}
+
+/// Every tile of products, and the products of several scales a row.
+fn products(gpu: &CudaBackend) {
+    let shape = Shape::new(160, 512).unwrap();
+    let grouped = Format::I2SGroup(tersor_core::GroupSize::G128);
+    let blocks = codec::quantize(Floats::F32(&noise(shape.len())), shape, grouped).unwrap();
+    let mut stream = gpu.open_stream().unwrap();
+    for weight in [i2s(shape, 5), blocks] {
+        let w = gpu.pack(&weight).unwrap();
+        for m in [1, 2, 4, 8, 16, 32, 65] {
+            let mut q = Buffer::<i8>::alloc(gpu, m * shape.cols()).unwrap();
+            let mut scales = Buffer::<f32>::alloc(gpu, m).unwrap();
+            let mut y = Buffer::<f32>::alloc(gpu, m * shape.rows()).unwrap();
+            q.write(&mut *stream, &vec![3; m * shape.cols()]).unwrap();
+            scales.write(&mut *stream, &vec![1.0; m]).unwrap();
+            let x = Activations::Int8 { q: q.input(), scales: scales.input() };
+            let op = Op::MatMul { w: &w, x, y: Output::F32(y.output()), epilogue: Epilogue::Add };
+            let ran = stream.submit(op.check().unwrap()).unwrap();
+            stream.synchronize().unwrap();
+            println!("{}", ran.kernel);
+        }
+    }
+}
+
+/// A prompt of some rows, then steps, drawn in every way.
+fn model(gpu: &Arc<CudaBackend>) {
+    let file = embedded::fable_26m().unwrap();
+    let model = Model::load(gpu.clone(), &file, |_| {}).unwrap();
+    let mut session = Session::new(&model, SessionOptions { capacity: Some(64), ..SessionOptions::default() }).unwrap();
+    let ids: Vec<u32> = (0..40).map(|i| i * 7 + 3).collect();
+    session.prefill(&ids).unwrap();
+    for (temperature, top_k) in [(0.0, None), (0.8, None), (0.7, Some(40))] {
+        println!("{}", session.sample(SampleParams { temperature, top_k, seed: 3 }).unwrap());
+    }
+    for _ in 0..2 {
+        session.step(SampleParams { temperature: 0.0, top_k: None, seed: 0 }).unwrap();
+    }
+    println!("{:?}", session.kernels());
+}

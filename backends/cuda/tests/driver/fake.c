@@ -1,0 +1,112 @@
+/* A driver whose device is host memory and whose kernels do nothing. It fails where FAKE_FAIL says so:
+ *
+ *   FAKE_FAIL=NAME:CODE:FIRST   calls of NAME fail with CODE from the FIRST one on (from 1); `*` is every function
+ *   FAKE_VERSION, FAKE_CAPABILITIES ("9,7": the major compute capability of each device), FAKE_MEMORY (bytes of a device)
+ *   FAKE_COUNT=FILE             the number of calls is written there at the end
+ */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static long calls, named;
+
+__attribute__((destructor)) static void tell(void) {
+    const char *path = getenv("FAKE_COUNT");
+    FILE *file = path ? fopen(path, "w") : NULL;
+    if (file) { fprintf(file, "%ld", calls); fclose(file); }
+}
+
+static int fails(const char *name) {
+    const char *spec = getenv("FAKE_FAIL");
+    calls++;
+    if (!spec) return 0;
+    size_t len = strcspn(spec, ":");
+    int all = len == 1 && *spec == '*';
+    if (!all && (strlen(name) != len || strncmp(spec, name, len))) return 0;
+    int code = 0;
+    long first = 1;
+    sscanf(spec + len, ":%d:%ld", &code, &first);
+    return (all ? calls : ++named) >= first ? code : 0;
+}
+
+#define FN(name, ...) int name(__VA_ARGS__) { int failed = fails(#name); if (failed) return failed;
+#define END return 0; }
+
+static long number(const char *variable, long otherwise) {
+    const char *text = getenv(variable);
+    return text ? atol(text) : otherwise;
+}
+
+static int capability(int device) {
+    const char *text = getenv("FAKE_CAPABILITIES");
+    for (text = text ? text : "9"; device > 0 && text; device--) { text = strchr(text, ','); text = text ? text + 1 : NULL; }
+    return text ? atoi(text) : 0;
+}
+
+static long used;
+static long memory(void) { return number("FAKE_MEMORY", 1l << 30); }
+/* A handle that is not null. */
+static char handle;
+
+int cuGetErrorString(int code, const char **text) { *text = code == 2 ? "out of memory" : "made to fail"; return 0; }
+
+FN(cuDriverGetVersion, int *version) *version = (int)number("FAKE_VERSION", 12090); END
+#ifndef STUB
+FN(cuInit, unsigned flags) END
+FN(cuDeviceGetCount, int *count) for (*count = 0; capability(*count); ++*count) {} END
+FN(cuDeviceGet, int *device, int ordinal) if (!capability(ordinal)) return 101; *device = ordinal; END
+FN(cuDeviceGetName, char *name, int len, int device) snprintf(name, len, "Fake %d", device); END
+FN(cuDeviceTotalMem_v2, size_t *bytes, int device) *bytes = memory(); END
+FN(cuDeviceGetAttribute, int *value, int attribute, int device)
+    *value = attribute == 75 ? capability(device) : attribute == 76 ? 0 : attribute == 16 ? 132 : 232448;
+END
+FN(cuDevicePrimaryCtxRetain, void **context, int device) *context = &handle; END
+FN(cuDevicePrimaryCtxRelease_v2, int device) END
+FN(cuCtxSetCurrent, void *context) END
+FN(cuStreamCreate, void **stream, unsigned flags) *stream = &handle; END
+FN(cuStreamDestroy_v2, void *stream) END
+FN(cuStreamSynchronize, void *stream) END
+FN(cuStreamWaitEvent, void *stream, void *event, unsigned flags) END
+FN(cuEventCreate, void **event, unsigned flags) *event = &handle; END
+FN(cuEventDestroy_v2, void *event) END
+FN(cuEventRecord, void *event, void *stream) END
+FN(cuEventSynchronize, void *event) END
+FN(cuModuleLoadData, void **module, const void *image) *module = &handle; END
+FN(cuModuleUnload, void *module) END
+FN(cuModuleGetFunction, void **function, void *module, const char *name) *function = &handle; END
+FN(cuFuncSetAttribute, void *function, int attribute, int value) END
+FN(cuLaunchKernelEx, const void *config, void *function, void **arguments, void **extra) END
+FN(cuStreamBeginCapture_v2, void *stream, int mode) END
+FN(cuStreamEndCapture, void *stream, void **graph) *graph = &handle; END
+FN(cuStreamGetCaptureInfo_v2, void *stream, int *status, uint64_t *id, void **graph, const void ***nodes, size_t *count)
+    static const void *node = &handle;
+    *nodes = &node;
+    *count = 1;
+END
+FN(cuGraphInstantiateWithFlags, void **exec, void *graph, unsigned long long flags) *exec = &handle; END
+FN(cuGraphExecKernelNodeSetParams_v2, void *exec, void *node, const void *parameters) END
+FN(cuGraphLaunch, void *exec, void *stream) END
+FN(cuGraphExecDestroy, void *exec) END
+FN(cuGraphDestroy, void *graph) END
+
+/* The size lies before the memory. */
+FN(cuMemAlloc_v2, uint64_t *at, size_t bytes)
+    if (bytes > (size_t)(memory() - used)) return 2;
+    size_t *block = calloc(1, bytes + 64);
+    if (!block) return 2;
+    *block = bytes;
+    used += bytes;
+    *at = (uint64_t)block + 64;
+END
+FN(cuMemFree_v2, uint64_t at) size_t *block = (size_t *)(at - 64); used -= *block; free(block); END
+FN(cuMemGetInfo_v2, size_t *free, size_t *total) *total = memory(); *free = memory() - used; END
+FN(cuMemHostAlloc, void **at, size_t bytes, unsigned flags) *at = aligned_alloc(64, (bytes + 63) / 64 * 64); if (!*at) return 2; END
+FN(cuMemFreeHost, void *at) free(at); END
+FN(cuMemHostGetDevicePointer_v2, uint64_t *address, void *at, unsigned flags) *address = (uint64_t)at; END
+FN(cuPointerGetAttributes, unsigned count, int *attributes, void **values, uint64_t at) END
+FN(cuMemcpyHtoDAsync_v2, uint64_t to, const void *from, size_t bytes, void *stream) memcpy((void *)to, from, bytes); END
+FN(cuMemcpyDtoHAsync_v2, void *to, uint64_t from, size_t bytes, void *stream) memcpy(to, (void *)from, bytes); END
+FN(cuMemcpyDtoDAsync_v2, uint64_t to, uint64_t from, size_t bytes, void *stream) memcpy((void *)to, (void *)from, bytes); END
+FN(cuMemsetD8Async, uint64_t at, unsigned char byte, size_t bytes, void *stream) memset((void *)at, byte, bytes); END
+#endif
