@@ -6,7 +6,7 @@
 //! - [`gguf`] and [`checkpoint`]: the two containers, read without trust in a single byte of them
 //! - [`config`] and [`names`]: hyper-parameters and tensor names, the same for both
 //! - [`source`]: a model's tensors by role, whatever the container and the layout
-//! - [`graph`] and [`generate`](mod@generate): the model on a backend, and text from it
+//! - [`graph`] and [`generate`](mod@generate): the model on a backend, and text from it; [`continue_many`]: many at once
 //! - [`tokenizer`], [`perplexity`], and the model that comes along, [`embedded`]
 //! - [`mod@convert`], [`mod@verify`], [`quantizer`]: to GGUF in any ternary format, and the proof that nothing was lost
 //! - [`synth`]: models of random weights, to measure what shapes cost
@@ -22,6 +22,7 @@ pub mod error;
 pub mod generate;
 pub mod gguf;
 pub mod graph;
+mod many;
 mod mmap;
 pub mod names;
 pub mod perplexity;
@@ -37,7 +38,8 @@ pub use convert::{ConvertOptions, ConvertReport, convert};
 pub use error::{Error, Result};
 pub use generate::{Generation, generate};
 pub use gguf::Gguf;
-pub use graph::{LoadProgress, Model, Profile, Session, SessionOptions, TensorSource};
+pub use graph::{Batch, BatchOptions, LoadProgress, Model, Profile, Session, SessionOptions, TensorSource};
+pub use many::{Many, Text, continue_many};
 pub use mmap::map_file;
 pub use names::{LayerPart, Role};
 pub use quantizer::{OnBackend, Quantizer, Reference};

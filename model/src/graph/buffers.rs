@@ -6,7 +6,9 @@ use tersor_core::{Buffer, Element, QuantBackend, Stream};
 use crate::config::ModelConfig;
 use crate::error::Result;
 
-/// Keys and values of one layer: f32, position after position.
+use super::places::Places;
+
+/// Keys and values of one layer: f32, position after position, sequence after sequence.
 #[derive(Debug)]
 pub(crate) struct LayerCache {
     pub(crate) k: Buffer<f32>,
@@ -26,14 +28,15 @@ pub(crate) struct Buffers {
     pub(crate) caches: Vec<LayerCache>,
     /// Ids of the rows of a chunk.
     pub(crate) ids: Buffer<u32>,
-    /// The id sampled last.
+    /// The ids sampled last, one for each sequence.
     pub(crate) next: Buffer<u32>,
-    /// 0, 1, 2, .. capacity: the positions of any run of tokens are a range of it.
-    pub(crate) count: Buffer<u32>,
+    pub(crate) places: Places,
     pub(crate) cos: Buffer<f32>,
     pub(crate) sin: Buffer<f32>,
     /// The residual stream.
     pub(crate) x: Buffer<f32>,
+    /// Rows of it that were put aside until their logits are wanted, one for each sequence; none where there is one sequence.
+    pub(crate) ends: Buffer<f32>,
     pub(crate) int8: Int8Rows,
     pub(crate) q: Buffer<f32>,
     pub(crate) k: Buffer<f32>,
@@ -48,14 +51,27 @@ pub(crate) struct Buffers {
     bytes: usize,
 }
 
+/// What there is to be room for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// Rows that go through the model together.
+    pub(crate) rows: usize,
+    /// Rows whose logits are computed together.
+    pub(crate) logit_rows: usize,
+    /// Positions of a sequence.
+    pub(crate) capacity: usize,
+    /// Several sequences, and passes that are written into the tables at once; `None`: one sequence without tables.
+    pub(crate) sequences: Option<(usize, usize)>,
+}
+
 /// Counts what it allocates.
-struct Allocator<'a> {
+pub(crate) struct Allocator<'a> {
     backend: &'a dyn QuantBackend,
     bytes: usize,
 }
 
 impl Allocator<'_> {
-    fn get<T: Element>(&mut self, rows: usize, cols: usize) -> Result<Buffer<T>> {
+    pub(crate) fn get<T: Element>(&mut self, rows: usize, cols: usize) -> Result<Buffer<T>> {
         // A product that overflows cannot be allocated either; the backend says so.
         let buffer = Buffer::alloc(self.backend, rows.saturating_mul(cols))?;
         self.bytes += buffer.len() * T::DTYPE.size();
@@ -64,21 +80,24 @@ impl Allocator<'_> {
 }
 
 impl Buffers {
-    /// Memory for `batch` rows at a time, of which `logit_rows` may have logits, and `capacity` positions.
+    /// Memory for so much.
     pub(crate) fn new(
         backend: &dyn QuantBackend,
         stream: &mut dyn Stream,
         config: &ModelConfig,
-        (batch, logit_rows, capacity): (usize, usize, usize),
+        room: Room,
     ) -> Result<Self> {
         let mut a = Allocator { backend, bytes: 0 };
+        let Room { rows: batch, logit_rows, capacity, sequences } = room;
+        let (slots, passes) = sequences.unwrap_or((1, 0));
+        let cached = capacity.saturating_mul(slots);
         let (hidden, ffn) = (config.hidden_size, config.ffn_size);
         let (q_width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let caches = (0..config.layers)
-            .map(|_| Ok(LayerCache { k: a.get(capacity, kv_width)?, v: a.get(capacity, kv_width)? }))
+            .map(|_| Ok(LayerCache { k: a.get(cached, kv_width)?, v: a.get(cached, kv_width)? }))
             .collect::<Result<_>>()?;
-        let mut count = a.get(capacity + 1, 1)?;
-        count.write(stream, &(0..=capacity as u32).collect::<Vec<_>>())?;
+        let tables = sequences.map(|_| (batch.max(slots.saturating_mul(passes)), batch.max(slots)));
+        let places = Places::new(&mut a, stream, capacity, tables)?;
         let (cos_table, sin_table) = rope_tables(config.rope_theta, config.head_dim, capacity);
         let (mut cos, mut sin) = (a.get(1, cos_table.len())?, a.get(1, sin_table.len())?);
         cos.write(stream, &cos_table)?;
@@ -86,11 +105,12 @@ impl Buffers {
         let mut buffers = Buffers {
             caches,
             ids: a.get(batch, 1)?,
-            next: a.get(1, 1)?,
-            count,
+            next: a.get(slots, 1)?,
+            places,
             cos,
             sin,
             x: a.get(batch, hidden)?,
+            ends: a.get(if sequences.is_some() { slots } else { 0 }, hidden)?,
             int8: Int8Rows { q: a.get(batch, hidden.max(ffn).max(q_width))?, scales: a.get(batch, 1)? },
             q: a.get(batch, q_width)?,
             k: a.get(batch, kv_width)?,

@@ -8,6 +8,7 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 
 use super::buffers::{Buffers, Int8Rows, LayerCache};
+use super::places::At;
 use super::profile::Place;
 use super::run::Runner;
 use super::weights::{Layer, Weights};
@@ -21,6 +22,15 @@ pub(crate) enum Ids {
     Sampled,
 }
 
+/// Whose logits are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Of {
+    /// Rows of the residual stream.
+    Stream,
+    /// Rows of it that were put aside.
+    Ends,
+}
+
 /// One pass: what it computes with and where it leaves the results.
 pub(crate) struct Pass<'a> {
     pub(crate) config: &'a ModelConfig,
@@ -30,30 +40,30 @@ pub(crate) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Embeds the ids at the positions `at` and takes them through all blocks.
-    pub(crate) fn body(&mut self, ids: Ids, at: Range<usize>) -> Result<()> {
+    /// Embeds the ids that stand at `at` and takes them through all blocks.
+    pub(crate) fn body(&mut self, ids: Ids, at: At) -> Result<()> {
         let b = &mut *self.buffers;
         self.run.place = Place::Embedding;
         let ids = match ids {
-            Ids::Chunk => b.ids.input_range(0..at.len()),
-            Ids::Sampled => b.next.input(),
+            Ids::Chunk => b.ids.input_range(0..at.rows()),
+            Ids::Sampled => b.next.input_range(0..at.rows()),
         };
-        let y = b.x.output_range(0..at.len() * self.config.hidden_size);
+        let y = b.x.output_range(0..at.rows() * self.config.hidden_size);
         self.run.run(Op::GatherRows { table: &self.weights.embedding, ids, y })?;
-        (0..self.config.layers).try_for_each(|l| self.block(l, at.clone()))
+        (0..self.config.layers).try_for_each(|l| self.block(l, at))
     }
 
-    /// Takes the residual stream, whose rows are the positions `at`, through block `l`.
-    pub(crate) fn block(&mut self, l: usize, at: Range<usize>) -> Result<()> {
+    /// Takes the residual stream, whose rows stand at `at`, through block `l`.
+    pub(crate) fn block(&mut self, l: usize, at: At) -> Result<()> {
         self.run.place = Place::Layer(l);
         let layer = &self.weights.layers[l];
-        self.attention(l, layer, at.clone())?;
-        self.feed_forward(layer, at.len())
+        self.attention(l, layer, at)?;
+        self.feed_forward(layer, at.rows())
     }
 
-    fn attention(&mut self, l: usize, layer: &Layer, at: Range<usize>) -> Result<()> {
+    fn attention(&mut self, l: usize, layer: &Layer, at: At) -> Result<()> {
         let (b, run, c) = (&mut *self.buffers, &mut *self.run, self.config);
-        let rows = at.len();
+        let rows = at.rows();
         let (q_len, width) = (rows * c.heads * c.head_dim, c.kv_heads * c.head_dim);
         norm_quantize(run, c, &b.x, &layer.attn_norm, rows, &mut b.int8)?;
         multiply(run, &layer.q, &b.int8, rows, &mut b.q, Epilogue::Store)?;
@@ -63,7 +73,7 @@ impl Pass<'_> {
             run.run(Op::Rope {
                 x: x.output_range(0..len),
                 head_dim: c.head_dim,
-                positions: b.count.input_range(at.clone()),
+                positions: b.places.positions(at),
                 cos: b.cos.input(),
                 sin: b.sin.input(),
             })?;
@@ -73,7 +83,7 @@ impl Pass<'_> {
             k: b.k.input_range(0..rows * width),
             v: b.v.input_range(0..rows * width),
             width,
-            positions: b.count.input_range(at.clone()),
+            positions: b.places.rows(at),
             k_cache: k.output(),
             v_cache: v.output(),
         })?;
@@ -82,8 +92,8 @@ impl Pass<'_> {
             heads: c.heads,
             kv_heads: c.kv_heads,
             head_dim: c.head_dim,
-            positions: b.count.input_range(at),
-            span: None,
+            positions: b.places.rows(at),
+            span: b.places.span(at),
             k_cache: k.input(),
             v_cache: v.input(),
             y: b.attended.output_range(0..q_len),
@@ -107,13 +117,25 @@ impl Pass<'_> {
         multiply(run, &layer.down, &b.int8, rows, &mut b.x, Epilogue::Add)
     }
 
-    /// Logits of the given rows of the residual stream, into the first rows of the logits' buffer.
-    pub(crate) fn logits(&mut self, rows: Range<usize>) -> Result<()> {
+    /// Puts a row of the residual stream aside as the end of the `to`th prompt.
+    pub(crate) fn put_aside(&mut self, row: usize, to: usize) -> Result<()> {
+        let (b, hidden) = (&mut *self.buffers, self.config.hidden_size);
+        self.run.place = Place::Head;
+        let x = b.x.input_range(row * hidden..(row + 1) * hidden);
+        self.run.run(Op::Copy { x, y: b.ends.output_range(to * hidden..(to + 1) * hidden) })
+    }
+
+    /// Logits of the given rows, into the first rows of the logits' buffer.
+    pub(crate) fn logits(&mut self, of: Of, rows: Range<usize>) -> Result<()> {
         let (b, run, hidden) = (&mut *self.buffers, &mut *self.run, self.config.hidden_size);
         run.place = Place::Head;
+        let from = match of {
+            Of::Stream => &b.x,
+            Of::Ends => &b.ends,
+        };
+        let x = from.input_range(rows.start * hidden..rows.end * hidden);
         let (head, logits) = (self.weights.head(), rows.len() * self.config.vocab_size);
         if head.format().activations() == DType::I8 {
-            let x = b.x.input_range(rows.start * hidden..rows.end * hidden);
             norm_quantize_rows(run, self.config, x, &self.weights.output_norm, &mut b.int8)?;
             let int8 = &b.int8;
             return run.run(Op::MatMul {
@@ -127,7 +149,7 @@ impl Pass<'_> {
             });
         }
         run.run(Op::RmsNorm {
-            x: b.x.input_range(rows.start * hidden..rows.end * hidden),
+            x,
             w: self.weights.output_norm.input(),
             eps: self.config.rms_eps,
             y: b.normed.output_range(0..rows.len() * hidden),
@@ -140,15 +162,15 @@ impl Pass<'_> {
         })
     }
 
-    /// Draws the token at position `step` from the first row of logits.
-    pub(crate) fn sample(&mut self, params: SampleParams, step: usize) -> Result<()> {
+    /// Draws a token from each of the given rows of logits. Where it stands in its sequence is what `at` says.
+    pub(crate) fn sample(&mut self, params: SampleParams, rows: Range<usize>, at: At) -> Result<()> {
         self.run.place = Place::Head;
-        let b = &mut *self.buffers;
+        let (b, vocab) = (&mut *self.buffers, self.config.vocab_size);
         self.run.run(Op::Sample {
-            logits: b.logits.input_range(0..self.config.vocab_size),
+            logits: b.logits.input_range(rows.start * vocab..rows.end * vocab),
             params,
-            steps: b.count.input_range(step..step + 1),
-            ids: b.next.output(),
+            steps: b.places.positions(at),
+            ids: b.next.output_range(rows),
         })
     }
 }

@@ -1,7 +1,8 @@
 //! The BitNet b1.58 graph, as operations that any backend can run.
 //!
 //! A [`Model`] is a checked configuration and weights that one backend has packed. A [`Session`] is one sequence on it: the
-//! key/value cache, one set of activation buffers, and the stream that all work goes through.
+//! key/value cache, one set of activation buffers, and the stream that all work goes through. A [`Batch`] is several sequences
+//! that go through the model together.
 //!
 //! ```text
 //! x = embedding[ids]
@@ -19,19 +20,22 @@
 //! Every operation has one order of evaluation ([`tersor_core::reference`]) and each row is computed on its own, so logits
 //! do not depend on the backend, on the number of threads, or on how a prompt was cut into chunks.
 
+mod batch;
 mod buffers;
 mod file;
 mod forward;
 mod model;
 mod needs;
+mod places;
 mod profile;
 mod run;
 mod session;
 mod weights;
 
+pub use batch::{Batch, BatchOptions, Drawn};
 pub use file::InFormat;
 pub use model::{LoadProgress, Model};
-pub use needs::required_ops;
+pub use needs::{required_batch_ops, required_ops};
 pub use profile::{Place, Profile, Spent};
 pub use session::{Session, SessionOptions};
 pub use weights::TensorSource;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tersor_core::QuantBackend;
+use tersor_core::{Format, QuantBackend};
 
 use crate::config::{Activation, ModelConfig};
 use crate::error::{Error, Result};
@@ -95,6 +95,13 @@ impl Model {
     pub fn bytes_per_token(&self) -> usize {
         let untied = if self.weights().head.is_some() { self.weights().embedding.bytes() } else { 0 };
         self.shared.bytes - untied
+    }
+
+    /// Format of a matrix, and weights of a row that share a scale.
+    pub(crate) fn format_of(&self, role: Role) -> (Format, Option<usize>) {
+        let found = self.weights().matrices().find(|(r, _)| *r == role).map(|(_, w)| w);
+        let packed = found.unwrap_or(&self.weights().embedding);
+        (packed.format(), packed.scale_block())
     }
 
     pub(crate) fn weights(&self) -> &Weights {

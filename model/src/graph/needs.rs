@@ -34,6 +34,34 @@ pub fn required_ops(
     rows: usize,
     capacity: usize,
 ) -> Result<Vec<OpSpec>> {
+    ops(config, format_of, (rows, 1), (capacity, None))
+}
+
+/// The same for a pass over rows of several sequences, each with `capacity` positions, and with logits for the last row of
+/// each.
+///
+/// # Errors
+/// As [`required_ops`].
+pub fn required_batch_ops(
+    config: &ModelConfig,
+    format_of: impl Fn(Role) -> (Format, Option<usize>),
+    rows: usize,
+    capacity: usize,
+    sequences: usize,
+) -> Result<Vec<OpSpec>> {
+    let cached = capacity.saturating_mul(sequences);
+    let mut specs = ops(config, format_of, (rows, sequences), (cached, Some(capacity)))?;
+    specs.push(OpSpec::Copy { len: config.hidden_size });
+    Ok(specs)
+}
+
+/// Rows, and of those with logits; cache rows, and the most that a row sees of them.
+fn ops(
+    config: &ModelConfig,
+    format_of: impl Fn(Role) -> (Format, Option<usize>),
+    (rows, logits): (usize, usize),
+    (capacity, span): (usize, Option<usize>),
+) -> Result<Vec<OpSpec>> {
     let (hidden, ffn, head_dim) = (config.hidden_size, config.ffn_size, config.head_dim);
     let (heads, kv_heads) = (config.heads, config.kv_heads);
     let mut specs = vec![
@@ -44,20 +72,20 @@ pub fn required_ops(
         OpSpec::Rope { rows, heads, head_dim },
         OpSpec::Rope { rows, heads: kv_heads, head_dim },
         OpSpec::KvWrite { rows, width: kv_heads * head_dim },
-        OpSpec::Attention { rows, heads, kv_heads, head_dim, capacity, span: None },
+        OpSpec::Attention { rows, heads, kv_heads, head_dim, capacity, span },
         OpSpec::ReluSquaredMul { len: rows * ffn },
-        OpSpec::Sample { rows: 1, vocab: config.vocab_size },
+        OpSpec::Sample { rows: logits, vocab: config.vocab_size },
     ];
     let head = if config.tied_head { Role::TokenEmbedding } else { Role::Output };
     // What the head is multiplied by: the normed row, as int8 where its weights are integers.
     specs.push(match format_of(head).0.activations() {
-        DType::I8 => OpSpec::RmsNormQuantize { rows: 1, cols: hidden },
-        _ => OpSpec::RmsNorm { rows: 1, cols: hidden },
+        DType::I8 => OpSpec::RmsNormQuantize { rows: logits, cols: hidden },
+        _ => OpSpec::RmsNorm { rows: logits, cols: hidden },
     });
     for role in Role::all(config).filter(|r| r.is_linear() || *r == head) {
         let (format, scale_block) = format_of(role);
         let (n, k) = role.shape(config);
-        specs.push(product(role, format, scale_block, Shape::new(n, k)?, if role == head { 1 } else { rows }));
+        specs.push(product(role, format, scale_block, Shape::new(n, k)?, if role == head { logits } else { rows }));
     }
     let mut once = Vec::with_capacity(32);
     specs.into_iter().for_each(|s| {

@@ -70,6 +70,17 @@ impl Profile {
         }
     }
 
+    /// The same places, in which nothing ran.
+    pub(crate) fn emptied(&self) -> Self {
+        Profile::new(self.places.len() - 2)
+    }
+
+    /// Adds another part of the same model's work.
+    pub(crate) fn add(&mut self, more: &Profile) {
+        let all = self.places.iter_mut().flatten().zip(more.places.iter().flatten());
+        all.for_each(|(sum, part)| sum.add(*part));
+    }
+
     /// Everything that ran, in the order of the model.
     pub fn entries(&self) -> impl Iterator<Item = (Place, OpKind, Spent)> {
         let last = self.places.len() - 1;

@@ -1,16 +1,17 @@
 //! One sequence on a model.
 
 use std::fmt;
-use std::ops::Range;
 
 use tersor_core::SampleParams;
 
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 
-use super::buffers::Buffers;
-use super::forward::{Ids, Pass};
+use super::buffers::{Buffers, Room};
+use super::forward::{Ids, Of, Pass};
 use super::model::Model;
 use super::needs::{require, required_ops};
+use super::places::At;
 use super::profile::Profile;
 use super::run::Runner;
 
@@ -81,31 +82,19 @@ impl Session {
     /// [`Error::Core`] where memory does not suffice.
     pub fn new(model: &Model, options: SessionOptions) -> Result<Self> {
         let config = model.config();
-        let capacity = options.capacity.unwrap_or(config.context_length);
-        at_least_one("capacity", capacity)?;
+        let capacity = capacity_of(config, options.capacity)?;
         at_least_one("batch", options.batch)?;
         at_least_one("logit_rows", options.logit_rows)?;
-        if capacity > config.context_length {
-            return Err(Error::Argument {
-                what: "capacity",
-                value: capacity.to_string(),
-                need: format!("at most the {} positions that the model was trained for", config.context_length),
-            });
-        }
         let batch = options.batch.min(capacity);
         let logit_rows = options.logit_rows.min(batch);
         let options = SessionOptions { batch, logit_rows, ..options };
         let backend = &**model.backend();
-        let format_of = |role| {
-            let packed = model.weights().matrices().find(|(r, _)| *r == role).map(|(_, w)| w);
-            let packed = packed.unwrap_or(&model.weights().embedding);
-            (packed.format(), packed.scale_block())
-        };
         for rows in [1, batch] {
-            require(backend, &required_ops(config, format_of, rows, capacity)?)?;
+            require(backend, &required_ops(config, |role| model.format_of(role), rows, capacity)?)?;
         }
         let mut stream = backend.open_stream()?;
-        let buffers = Buffers::new(backend, &mut *stream, config, (batch, logit_rows, capacity))?;
+        let room = Room { rows: batch, logit_rows, capacity, sequences: None };
+        let buffers = Buffers::new(backend, &mut *stream, config, room)?;
         let run = Runner::new(stream, options.profile.then(|| Profile::new(config.layers)));
         Ok(Session { model: model.clone(), options, capacity, buffers, run, position: 0, state: State::Empty })
     }
@@ -163,7 +152,7 @@ impl Session {
             self.chunk(chunk)?;
         }
         let last = (ids.len() - 1) % self.options.batch;
-        self.pass().logits(last..last + 1)?;
+        self.pass().logits(Of::Stream, last..last + 1)?;
         self.state = State::Logits;
         self.run.stream.synchronize()?;
         Ok(())
@@ -183,7 +172,7 @@ impl Session {
             self.chunk(chunk)?;
             for start in (0..chunk.len()).step_by(self.options.logit_rows) {
                 let rows = start..chunk.len().min(start + self.options.logit_rows);
-                self.pass().logits(rows.clone())?;
+                self.pass().logits(Of::Stream, rows.clone())?;
                 let host = &mut host[..rows.len() * vocab];
                 self.buffers.logits.read(&mut *self.run.stream, 0, host)?;
                 rows.zip(host.chunks_exact(vocab)).for_each(|(row, logits)| each(first + row, logits));
@@ -192,7 +181,7 @@ impl Session {
         // Sampling reads the first row; where the last token's logits are in another, compute them there.
         let last = (ids.len() - 1) % self.options.batch;
         if !last.is_multiple_of(self.options.logit_rows) {
-            self.pass().logits(last..last + 1)?;
+            self.pass().logits(Of::Stream, last..last + 1)?;
         }
         self.state = State::Logits;
         Ok(())
@@ -206,8 +195,8 @@ impl Session {
         if self.state == State::Empty {
             return Err(Error::Order { call: "sample", need: "logits: feed tokens with prefill or step" });
         }
-        let step = self.position;
-        self.pass().sample(params, step)?;
+        let at = At::Run { first: self.position, rows: 1 };
+        self.pass().sample(params, 0..1, at)?;
         let mut id = [0];
         self.buffers.next.read(&mut *self.run.stream, 0, &mut id)?;
         self.state = State::Sampled;
@@ -225,11 +214,11 @@ impl Session {
             return Err(Error::Order { call: "step", need: "a sampled token: call sample first" });
         }
         self.room_for(1)?;
-        let at = self.position..self.position + 1;
+        let at = At::Run { first: self.position, rows: 1 };
         self.pass().body(Ids::Sampled, at)?;
         self.position += 1;
         self.state = State::Empty;
-        self.pass().logits(0..1)?;
+        self.pass().logits(Of::Stream, 0..1)?;
         self.state = State::Logits;
         self.sample(params)
     }
@@ -270,7 +259,7 @@ impl Session {
         }
         self.reset();
         self.buffers.x.write(&mut *self.run.stream, hidden)?;
-        self.pass().block(layer, 0..rows)?;
+        self.pass().block(layer, At::Run { first: 0, rows })?;
         let mut out = vec![0.0; hidden.len()];
         self.buffers.x.read(&mut *self.run.stream, 0, &mut out)?;
         Ok(out)
@@ -280,7 +269,7 @@ impl Session {
     fn chunk(&mut self, ids: &[u32]) -> Result<()> {
         self.state = State::Empty;
         self.buffers.ids.write(&mut *self.run.stream, ids)?;
-        let at: Range<usize> = self.position..self.position + ids.len();
+        let at = At::Run { first: self.position, rows: ids.len() };
         self.pass().body(Ids::Chunk, at)?;
         self.position += ids.len();
         Ok(())
@@ -297,12 +286,7 @@ impl Session {
 
     /// Ids are checked here, because an id in device memory cannot be checked when the lookup is submitted.
     fn admit(&self, ids: &[u32]) -> Result<()> {
-        at_least_one("number of tokens", ids.len())?;
-        let vocab = self.model.config().vocab_size;
-        if let Some((at, &id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
-            let limit = vocab;
-            return Err(tersor_core::Error::OutOfRange { what: "token ids", at, value: id as usize, limit }.into());
-        }
+        check_ids(self.model.config(), ids)?;
         self.room_for(ids.len())
     }
 
@@ -328,6 +312,29 @@ impl fmt::Debug for Session {
     }
 }
 
-fn at_least_one(what: &'static str, value: usize) -> Result<()> {
+/// Positions that a sequence has: as many as were asked for, or all that the model was trained for.
+pub(super) fn capacity_of(config: &ModelConfig, wanted: Option<usize>) -> Result<usize> {
+    let capacity = wanted.unwrap_or(config.context_length);
+    at_least_one("capacity", capacity)?;
+    if capacity <= config.context_length {
+        return Ok(capacity);
+    }
+    let need = format!("at most the {} positions that the model was trained for", config.context_length);
+    Err(Error::Argument { what: "capacity", value: capacity.to_string(), need })
+}
+
+/// Tokens of the vocabulary, and at least one.
+pub(super) fn check_ids(config: &ModelConfig, ids: &[u32]) -> Result<()> {
+    at_least_one("number of tokens", ids.len())?;
+    let limit = config.vocab_size;
+    match ids.iter().enumerate().find(|(_, id)| **id as usize >= limit) {
+        None => Ok(()),
+        Some((at, &id)) => {
+            Err(tersor_core::Error::OutOfRange { what: "token ids", at, value: id as usize, limit }.into())
+        }
+    }
+}
+
+pub(super) fn at_least_one(what: &'static str, value: usize) -> Result<()> {
     if value > 0 { Ok(()) } else { Err(Error::Argument { what, value: "0".to_owned(), need: "at least 1".to_owned() }) }
 }

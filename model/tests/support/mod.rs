@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use safetensors::{Dtype, SafeTensors};
-use tersor_core::{Executor, Format, HostContext, Probe, QuantBackend, SampleParams};
+use tersor_core::{
+    BackendInfo, Executor, Format, HostContext, OpSpec, PackedWeight, Probe, QuantBackend, RawBuffer, SampleParams,
+    Shape, Stream, Support, Weight,
+};
 use tersor_model::graph::InFormat;
 use tersor_model::{Model, ModelFile, embedded};
 
@@ -62,6 +65,31 @@ pub(crate) fn backends(threads: usize) -> Vec<(String, Arc<dyn QuantBackend>)> {
     }
     assert!(all.iter().any(|(name, _)| name == "scalar"), "the portable backend is always usable");
     all
+}
+
+/// A backend that says no to some operations.
+#[derive(Debug)]
+pub(crate) struct Without(pub(crate) fn(&OpSpec) -> bool, pub(crate) Arc<dyn QuantBackend>);
+
+impl QuantBackend for Without {
+    fn info(&self) -> &BackendInfo {
+        self.1.info()
+    }
+    fn supports(&self, spec: &OpSpec) -> Support {
+        if self.0(spec) { Support::no("left out for this test") } else { self.1.supports(spec) }
+    }
+    fn packed_size(&self, format: Format, shape: Shape) -> tersor_core::Result<usize> {
+        self.1.packed_size(format, shape)
+    }
+    fn pack(&self, weight: &Weight) -> tersor_core::Result<PackedWeight> {
+        self.1.pack(weight)
+    }
+    fn alloc(&self, bytes: usize) -> tersor_core::Result<RawBuffer> {
+        self.1.alloc(bytes)
+    }
+    fn open_stream(&self) -> tersor_core::Result<Box<dyn Stream>> {
+        self.1.open_stream()
+    }
 }
 
 pub(crate) fn fable() -> ModelFile {
