@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tersor_core::{DeviceKind, Executor, HostContext, Isa, Probe, QuantBackend};
-use tersor_registry::config::Config;
+use tersor_registry::config::{Config, Device};
 use tersor_registry::{Pool, Registry};
 
 use crate::error::{Error, Result};
@@ -32,6 +32,11 @@ impl Candidate {
         &self.backend.info().id
     }
 
+    /// Whether its memory is not the host's.
+    pub fn is_device(&self) -> bool {
+        !self.backend.info().is_host()
+    }
+
     /// Backend and tier.
     pub fn name(&self) -> String {
         match self.isa {
@@ -57,7 +62,7 @@ impl Candidate {
             format: format.to_owned(),
             backend: self.id().to_owned(),
             isa: self.isa.map_or_else(String::new, |i| i.id().to_owned()),
-            device: if self.backend.info().is_host() { "cpu" } else { "gpu" }.to_owned(),
+            device: if self.is_device() { "gpu" } else { "cpu" }.to_owned(),
             shape,
             threads: self.threads,
             kernels: Vec::new(),
@@ -85,8 +90,8 @@ pub struct Candidates {
 }
 
 impl Candidates {
-    /// Opens what the configuration lets through: `select.backend`, `select.deny`, `select.isa`, `threads.count` and
-    /// `threads.affinity`.
+    /// Opens what the configuration lets through: `select.backend`, `select.device`, `select.deny`, `select.isa`,
+    /// `threads.count` and `threads.affinity`.
     ///
     /// # Errors
     /// [`Error::NoBackend`] with every reason, where nothing can be opened.
@@ -108,14 +113,14 @@ impl Candidates {
                 devices: Vec::new(),
                 isas: Vec::new(),
             };
-            let verdict = match (&backend.probe, refused(config, entry.id)) {
+            let gpu = matches!(&backend.probe, Probe::Usable { devices } if devices.iter().any(|d| d.kind == DeviceKind::Gpu));
+            let verdict = match (&backend.probe, refused(config, entry.id, gpu)) {
                 (Probe::Unusable { reason }, _) => Err(reason.clone()),
                 (_, Some(reason)) => Err(reason),
                 (Probe::Usable { devices }, None) => {
                     seen.devices = devices.iter().map(|d| d.name.clone()).collect();
                     let tiers: Vec<Isa> = devices.iter().flat_map(|d| d.isas.iter().copied()).collect();
-                    let gpu = devices.iter().any(|d| d.kind == DeviceKind::Gpu);
-                    found.open_tiers(entry, &tiers, gpu, config, &mut seen)
+                    found.open_tiers(entry, &tiers, gpu, registry, &mut seen)
                 }
             };
             seen.unusable = verdict.err();
@@ -133,10 +138,10 @@ impl Candidates {
         entry: tersor_registry::Entry,
         tiers: &[Isa],
         gpu: bool,
-        config: &Config,
+        registry: &Registry,
         seen: &mut BackendSeen,
     ) -> Result<(), String> {
-        let wanted = config.select.isa.map(|isa| isa.as_str());
+        let wanted = registry.config().select.isa.map(|isa| isa.as_str());
         let mut tiers: Vec<Option<Isa>> =
             if tiers.is_empty() { vec![None] } else { tiers.iter().rev().map(|isa| Some(*isa)).collect() };
         tiers.dedup();
@@ -152,7 +157,11 @@ impl Candidates {
                 if gpu && pool.threads() != most {
                     continue;
                 }
-                let host = HostContext::new(pool.clone()).with_isa(isa);
+                let host = registry.host();
+                let host = HostContext::new(pool.clone())
+                    .with_isa(isa)
+                    .with_device(host.device)
+                    .with_memory(host.memory().clone());
                 match entry.open(&host) {
                     Ok(backend) => {
                         self.all.push(Candidate { backend, isa, threads: pool.threads(), pool: pool.clone(), tier })
@@ -191,8 +200,16 @@ fn thread_counts(config: &Config) -> Vec<usize> {
 }
 
 /// Why the configuration keeps a backend out.
-fn refused(config: &Config, id: &str) -> Option<String> {
+fn refused(config: &Config, id: &str, gpu: bool) -> Option<String> {
     let select = &config.select;
+    let wrong = match select.device {
+        Device::Auto | Device::CudaOrCpu => false,
+        Device::Cpu => gpu,
+        Device::Cuda { .. } => id != "cuda",
+    };
+    if wrong {
+        return Some("not a device of the kind that select.device asks for".to_owned());
+    }
     let other = select.backend.as_ref().filter(|b| b.as_str() != id);
     if let Some(other) = other {
         return Some(format!("{} is asked for by name", other.as_str()));
@@ -226,6 +243,17 @@ mod tests {
         let c = open("threads.count = 1\nselect.backend = \"scalar\"").unwrap();
         assert_eq!((c.all.len(), c.threads(), c.tiers()), (1, vec![1], 1));
         assert!(c.seen.iter().any(|s| s.unusable.as_deref() == Some("scalar is asked for by name")));
+    }
+
+    #[test]
+    fn a_kind_of_device_asked_for_is_alone() {
+        let c = open("threads.count = 1\nselect.device = \"cpu\"").unwrap();
+        assert!(c.all.iter().all(|c| !c.is_device()));
+        // Where there is a GPU, it is measured; where there is none, that is an error and no other backend steps in.
+        match open("threads.count = 1\nselect.device = \"cuda\"") {
+            Ok(c) => assert!(c.all.iter().all(|c| c.id() == "cuda")),
+            Err(e) => assert!(e.to_string().contains("scalar: not a device of the kind"), "{e}"),
+        }
     }
 
     #[test]

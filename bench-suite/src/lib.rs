@@ -20,6 +20,7 @@ pub mod candidates;
 mod compare;
 mod error;
 pub mod floor;
+pub mod gpu;
 pub mod limits;
 pub mod machine;
 pub mod material;

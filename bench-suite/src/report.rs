@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::floor::Floor;
+use crate::gpu::GpuUse;
 use crate::machine::{Build, Machine};
 use crate::stats::Summary;
 
@@ -34,6 +35,9 @@ pub struct Report {
     pub phases: Vec<PhaseUse>,
     /// Memory.
     pub memory: MemoryUse,
+    /// GPUs.
+    #[serde(default)]
+    pub gpu: GpuUse,
     /// What the time budget cut, and other things that a reader has to know.
     pub notes: Vec<String>,
 }
@@ -81,10 +85,13 @@ pub struct BackendSeen {
 /// A limit of the machine, measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Limit {
-    /// `read` (bytes a second) or `int8` (multiply-accumulates a second).
+    /// `int8` (multiply-accumulates a second), or what is counted in bytes a second.
     pub kind: LimitKind,
     /// The phase that it belongs to: it was measured between that phase's samples.
     pub phase: String,
+    /// `cpu` or `gpu`: whose memory.
+    #[serde(default = "cpu")]
+    pub device: String,
     /// Threads.
     pub threads: usize,
     /// The best pattern or instruction.
@@ -99,6 +106,10 @@ pub struct Limit {
     pub samples: Vec<f64>,
 }
 
+fn cpu() -> String {
+    "cpu".to_owned()
+}
+
 /// What a limit counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -107,6 +118,12 @@ pub enum LimitKind {
     Read,
     /// int8 multiply-accumulates.
     Int8,
+    /// Bytes read and written by a copy.
+    Copy,
+    /// Bytes copied from page-locked host memory to a device.
+    Up,
+    /// Bytes copied from a device to page-locked host memory.
+    Down,
 }
 
 /// What a figure measures.
@@ -178,7 +195,8 @@ pub struct Figure {
     pub backend: String,
     /// Its ISA tier; empty for portable code.
     pub isa: String,
-    /// `cpu` or `gpu`. The limits are the host's: a figure of a GPU has no floor and no utilisation here.
+    /// `cpu` or `gpu`. The floor of a GPU's figure is that of its bytes: its rate of arithmetic is not measured. Its
+    /// utilisation is in [`Report::gpu`].
     pub device: String,
     /// The shape: `NxK` for weights, `MxNxK` for products, tokens for inference.
     pub shape: String,
@@ -257,6 +275,6 @@ pub struct MemoryUse {
     pub model_weights: Vec<(String, u64)>,
     /// Key/value cache and activations of a session, in bytes.
     pub session: Option<u64>,
-    /// GPU memory and utilisation: why they are not here.
+    /// GPU memory and utilisation in a sentence; the figures are in [`Report::gpu`].
     pub gpu: String,
 }

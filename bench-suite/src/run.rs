@@ -9,6 +9,8 @@ use tersor_registry::Registry;
 
 use crate::candidates::Candidates;
 use crate::error::Result;
+use crate::gpu::Monitor;
+use crate::limits::DeviceProbe;
 use crate::machine::{Build, Machine, cpu_time, peak_rss};
 use crate::material::Material;
 use crate::phase::{self, Cold, Found, Inference, Large, Loaded, Products, Setup, Which};
@@ -88,6 +90,9 @@ pub fn run(registry: &Registry, options: &Options, progress: &mut dyn FnMut(Prog
         quantize_elements: options.quantize_elements,
         cold_bytes,
     };
+    let (devices, device_notes) = phase::probes(&candidates);
+    let gpu = candidates.all.iter().any(|c| c.is_device());
+    let monitor = if gpu { Monitor::start() } else { Monitor::absent("no GPU backend ran".to_owned()) };
     let mut run = Run {
         start,
         options,
@@ -97,10 +102,17 @@ pub fn run(registry: &Registry, options: &Options, progress: &mut dyn FnMut(Prog
         figures: Vec::new(),
         limits: Vec::new(),
         phases: Vec::new(),
-        notes: cold_note.into_iter().collect(),
+        notes: cold_note.into_iter().chain(device_notes).collect(),
+        devices,
+        monitor,
     };
-    let memory = run.phases(&file, &machine, Cold::new(cold_bytes));
-    let Run { figures, limits, phases, mut notes, .. } = run;
+    let mut memory = run.phases(&file, &machine, Cold::new(cold_bytes));
+    let Run { figures, limits, phases, mut notes, monitor, .. } = run;
+    let gpu = monitor.finish();
+    memory.gpu = match &gpu.absent {
+        Some(reason) => format!("not measured: {reason}"),
+        None => format!("{} seen; see below", gpu.devices.len()),
+    };
     notes.extend(remarks(&figures, options));
     Ok(Report {
         schema: SCHEMA,
@@ -116,6 +128,7 @@ pub fn run(registry: &Registry, options: &Options, progress: &mut dyn FnMut(Prog
         figures,
         phases,
         memory,
+        gpu,
         notes,
     })
 }
@@ -152,6 +165,8 @@ struct Run<'a> {
     limits: Vec<crate::report::Limit>,
     phases: Vec<PhaseUse>,
     notes: Vec<String>,
+    devices: Vec<DeviceProbe>,
+    monitor: Monitor,
 }
 
 /// Shares of the time budget. What a phase leaves goes to the later ones.
@@ -196,9 +211,12 @@ impl Run<'_> {
             material: self.material,
             warmup: self.options.warmup,
             iterations: self.options.iterations.max(1),
+            devices: &mut self.devices,
             progress: &mut told,
         };
+        self.monitor.phase(name);
         let found = work(&mut setup, budget);
+        self.monitor.phase("");
         self.figures.extend(found.figures);
         self.limits.extend(found.limits);
         self.notes.extend(found.notes);
@@ -209,9 +227,7 @@ impl Run<'_> {
     fn inference(&mut self, file: &ModelFile, machine: &Machine, share: f64) -> MemoryUse {
         let (what, note) = Inference::new(file, self.options.tokens);
         self.notes.extend(note);
-        let gpu = self.candidates.all.iter().any(|c| !c.backend.info().is_host());
-        let why = if gpu { "this version does not ask the driver" } else { "no GPU backend ran" };
-        let mut memory = MemoryUse { gpu: format!("not measured: {why}"), ..MemoryUse::default() };
+        let mut memory = MemoryUse::default();
         let format = linear_format(file);
         let most = machine.memory_available / 3;
         self.phase("inference", share, |setup, budget| {

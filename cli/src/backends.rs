@@ -55,6 +55,8 @@ struct Backend {
     devices: Vec<Device>,
     /// The tier that its kernels were chosen for.
     isa: Option<&'static str>,
+    /// The device that is used.
+    opened: Option<String>,
     /// Format, then job, then the kernel that does it.
     formats: BTreeMap<&'static str, BTreeMap<&'static str, Ability>>,
     /// Operation, then the kernel that does it.
@@ -116,6 +118,7 @@ fn backend(registry: &Registry, found: &Found) -> Result<Backend, Failure> {
         priority: entry.priority,
         devices: Vec::new(),
         isa: None,
+        opened: None,
         formats: BTreeMap::new(),
         ops: BTreeMap::new(),
     };
@@ -132,6 +135,7 @@ fn backend(registry: &Registry, found: &Found) -> Result<Backend, Failure> {
         Ok(backend) => {
             report.usable = true;
             report.isa = backend.info().isa.map(tersor::Isa::id);
+            report.opened = Some(text::runs_on(backend.info()));
             for format in Format::all() {
                 let jobs = format_jobs(format)?.map(|(job, spec)| (job, ability(&*backend, &spec)));
                 report.formats.insert(format.id(), jobs.into_iter().collect());
@@ -241,7 +245,7 @@ fn print_backend(out: &mut impl Write, backend: &Backend, why: bool) -> Result<(
     if !backend.usable {
         return Ok(());
     }
-    writeln!(out, "  kernels for: {}", backend.isa.unwrap_or("portable code"))?;
+    writeln!(out, "  kernels for: {}", backend.opened.as_deref().unwrap_or("nothing"))?;
     if why {
         return print_kernels(out, backend);
     }

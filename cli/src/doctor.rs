@@ -1,14 +1,16 @@
 //! `tersor doctor`: what this machine offers, what is left unused, and why.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use serde::Serialize;
 use tersor::Registry;
-use tersor::core::{Executor, Inline, Probe};
+use tersor::core::{Executor, Inline, Probe, QuantBackend};
 use tersor::registry::Pool;
 use tersor::registry::config::TuneMode;
 use tersor_bench::limits;
 use tersor_bench::machine::Machine;
+use tersor_bench::report::LimitKind;
 
 use crate::args::Place;
 use crate::context::{Context, stdout};
@@ -64,6 +66,7 @@ pub(crate) fn run(context: &Context, _: &Args) -> Result<Exit, Failure> {
     findings.push(tuning(&registry));
     let bandwidth = bandwidth(&registry, &machine);
     findings.push(bus(&bandwidth));
+    findings.extend(gpus(&registry));
     let report = Report { machine, bandwidth, findings };
     if context.json {
         context.print_json(&report)?;
@@ -106,9 +109,9 @@ fn backends(registry: &Registry) -> Vec<Finding> {
             (Probe::Unusable { reason }, _) => fine("backend", format!("{id} is not usable: {reason}")),
             (_, Err(error)) => could("backend", format!("{id} does not open: {error}"), "take back what asks for that"),
             (Probe::Usable { devices }, Ok(backend)) => {
-                let tier = backend.info().isa.map_or("portable code", tersor::Isa::id);
+                let tier = text::runs_on(backend.info());
                 let highest = devices.iter().flat_map(|d| d.isas.last()).next().map(|isa| isa.id());
-                let found = format!("{id} is usable, with {tier}");
+                let found = format!("{id} is usable, with kernels for {tier}");
                 match highest.filter(|highest| *highest != tier) {
                     Some(highest) => {
                         could("backend", found, format!("it also has {highest} here; select.isa says otherwise"))
@@ -169,6 +172,51 @@ fn bandwidth(registry: &Registry, machine: &Machine) -> Vec<(usize, f64)> {
     let executors: [&dyn Executor; 2] = [&Inline, registry.host().executor()];
     let executors = if executors[1].threads() == 1 { &executors[..1] } else { &executors[..] };
     limits::read_limit(executors, "doctor", bytes).into_iter().map(|limit| (limit.threads, limit.median)).collect()
+}
+
+/// What each GPU that a backend uses gives, and what the management library says about all of them.
+fn gpus(registry: &Registry) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for found in registry.found() {
+        let backend = match registry.open(found.entry.id) {
+            Ok(backend) if !backend.info().is_host() => backend,
+            _ => continue,
+        };
+        findings.push(match device_rates(&backend) {
+            Err(e) => fine("GPU memory", format!("not measured: {e}")),
+            Ok([read, copy, up, down]) => {
+                // As for the host's memory.
+                let most = read / 521.0e6;
+                let [read, copy, up, down] = [read, copy, up, down].map(|rate| rate / 1e9);
+                fine(
+                    "GPU memory",
+                    format!(
+                        "{read:.0} GB/s read, {copy:.0} GB/s copied, {up:.1} GB/s from the host and {down:.1} GB/s to it: BitNet \
+                         b1.58 2B-4T's layers are read {most:.0} times a second at most"
+                    ),
+                )
+            }
+        });
+        match tersor_bench::gpu::devices() {
+            Err(reason) => findings.push(fine("GPU", format!("NVML does not tell: {reason}"))),
+            Ok(devices) => findings.extend(devices.iter().map(|d| {
+                let (used, all) = (text::bytes(d.memory_before), text::bytes(d.memory));
+                fine("GPU", format!("{} ({}), driver {}, {used} of {all} in use", d.name, d.uuid, d.driver))
+            })),
+        }
+    }
+    findings
+}
+
+/// Bytes a second: read, copied, to the device, from it. The fastest of a few samples.
+fn device_rates(backend: &Arc<dyn QuantBackend>) -> tersor::core::Result<[f64; 4]> {
+    let mut probe = limits::DeviceProbe::new(backend.clone(), 256 << 20)?;
+    for _ in 0..5 {
+        probe.sample()?;
+    }
+    let limits = probe.limits("doctor", 1);
+    let best = |kind| limits.iter().find(|l| l.kind == kind).map_or(0.0, |l| l.best);
+    Ok([LimitKind::Read, LimitKind::Copy, LimitKind::Up, LimitKind::Down].map(best))
 }
 
 fn bus(bandwidth: &[(usize, f64)]) -> Finding {

@@ -97,6 +97,10 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
         allow_all_zero: args.allow_zero,
         head: args.head,
         name: args.name.as_deref(),
+        streams: match &choice {
+            Some(choice) if !choice.backend.info().is_host() => context.config.gpu.streams.get().into(),
+            _ => 1,
+        },
     };
     let bar = progress_bar();
     let done = convert(&model, &args.output, &options, &mut |now| {

@@ -114,6 +114,8 @@ struct Report<'a> {
     /// Null where the system does not tell it.
     peak_rss_bytes: Option<u64>,
     isa: Option<&'static str>,
+    /// What its kernels are for: an instruction set, or the name of a GPU.
+    runs_on: String,
     threads: usize,
     /// eos, tokens, context or caller.
     stop: &'static str,
@@ -172,6 +174,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
         kernels: &generation.run.kernels,
         peak_rss_bytes: memory::peak_rss(),
         isa: choice.backend.info().isa.map(tersor::Isa::id),
+        runs_on: text::runs_on(choice.backend.info()),
         threads: registry.host().executor().threads(),
         stop: generation.run.stop.id(),
         seed: sampled.then_some(options.sampling.seed),
@@ -297,8 +300,7 @@ fn summarise(report: &Report<'_>, generation: &Generation) -> Result<(), Failure
     if let Some(seed) = report.seed {
         writeln!(out, "seed {seed}")?;
     }
-    let isa = report.isa.unwrap_or("portable code");
-    writeln!(out, "backend {} ({isa}, {})", report.backend, text::count(report.threads, "thread"))?;
+    writeln!(out, "backend {} ({}, {})", report.backend, report.runs_on, text::count(report.threads, "thread"))?;
     writeln!(out, "{}", report.decision)?;
     writeln!(out, "kernels {}", report.kernels.join(" "))?;
     let peak = report.peak_rss_bytes.map_or_else(|| "not told by this system".to_owned(), text::bytes);

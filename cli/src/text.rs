@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use tersor::core::BackendInfo;
+
 /// Columns that line up. The first is flush left, the others as asked.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -87,6 +89,15 @@ pub(crate) fn shown(text: &str, most: usize) -> String {
         out.push('…');
     }
     out
+}
+
+/// What the kernels of an open backend are for: an instruction set tier, or a device that is no CPU.
+pub(crate) fn runs_on(info: &BackendInfo) -> String {
+    match info.isa {
+        Some(isa) => isa.id().to_owned(),
+        None if info.is_host() => "portable code".to_owned(),
+        None => info.device.name.clone(),
+    }
 }
 
 #[cfg(test)]

@@ -203,6 +203,7 @@ fn print(report: &Report<'_>) -> Result<(), Failure> {
         let mut row = vec![route.key.clone(), route.chosen.clone()];
         match (&route.basis, route.basis.record()) {
             (Basis::Measured { .. } | Basis::Cached { .. }, Some(record)) => row.extend(figures(record, &route.chosen)),
+            (Basis::Alone, _) => row.push("alone".to_owned()),
             _ => row.push("not measured".to_owned()),
         }
         table.row(row);

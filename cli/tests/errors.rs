@@ -141,7 +141,7 @@ fn a_configuration_file_with_a_wrong_key() {
 fn the_configuration_says_who_set_what() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("tersor.toml");
-    std::fs::write(&file, "[select]\ndeny = [\"cpu-avx2\"]\n[gpu]\nstreams = 2\n").unwrap();
+    std::fs::write(&file, "[select]\ndeny = [\"cpu-avx2\"]\n[memory]\nzero_copy = false\n").unwrap();
     let mut show = command();
     show.args(["config", "show", "--origin", "--backend", "scalar", "--config"]).arg(&file).env("TERSOR_THREADS", "2");
     let ran = run(&mut show);
@@ -153,7 +153,7 @@ fn the_configuration_says_who_set_what() {
     ] {
         assert!(ran.stdout.lines().any(|l| l.starts_with(line) && l.contains(origin)), "{line}: {}", ran.stdout);
     }
-    assert!(ran.stderr.contains("warning: ") && ran.stderr.contains("`gpu.streams`"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("warning: ") && ran.stderr.contains("`memory.zero_copy`"), "{}", ran.stderr);
     let report = tersor_at("config show --json --config {}", &[&file]).json(0);
     let deny = report["entries"].as_array().unwrap().iter().find(|e| e["key"] == "select.deny").unwrap();
     assert!(deny["origin"].as_str().unwrap().ends_with("tersor.toml:2:1"), "{deny}");

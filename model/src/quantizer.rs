@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::source::Linear;
 
 /// Quantizes by the BitNet b1.58 rule ([`codec::absmean`]). All implementations give the same bytes; they differ in speed.
-pub trait Quantizer {
+pub trait Quantizer: Sync {
     /// Who it is, for reports.
     fn name(&self) -> &str;
 

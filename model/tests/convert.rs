@@ -267,6 +267,32 @@ fn a_stopped_conversion_leaves_nothing_behind() {
 }
 
 #[test]
+fn several_tensors_at_once_give_the_same_file() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, model) in [("packed", packed()), ("master", master_layer())] {
+        let files = [1, 3].map(|streams| {
+            let path = dir.path().join(format!("{name}-{streams}.gguf"));
+            let options = ConvertOptions { streams, ..ConvertOptions::new(Format::TL2) };
+            let mut order = Vec::new();
+            let report = convert(&model, &path, &options, &mut |p| {
+                order.push(p.done);
+                ControlFlow::Continue(())
+            });
+            assert_eq!(order, (1..=report.unwrap().tensors.len()).collect::<Vec<_>>());
+            std::fs::read(path).unwrap()
+        });
+        assert_eq!(files[0], files[1], "{name}");
+    }
+    // And one that cannot be converted stops all of them.
+    let zeros = packed_layer(|name, data| name.contains("up_proj.weight").then(|| vec![0x55; data.len()]));
+    let options = ConvertOptions { streams: 3, ..ConvertOptions::new(Format::I2S) };
+    let path = dir.path().join("zeros.gguf");
+    let stopped = convert(&zeros, &path, &options, &mut |_| ControlFlow::Continue(()));
+    assert!(matches!(stopped, Err(Error::AllZero { .. })), "{stopped:?}");
+    assert!(!path.exists());
+}
+
+#[test]
 fn files_of_bitnet_cpp_convert_and_keep_their_vocabulary() {
     let source = ModelFile::open(&here("tests/data/i2_s.gguf")).unwrap();
     let dir = tempfile::tempdir().unwrap();

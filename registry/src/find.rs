@@ -249,6 +249,8 @@ impl Registry {
         let open: Vec<_> = eligible.iter().map(|(found, backend, _)| (*found, backend.clone())).collect();
         let tuned = match (open.first(), effort) {
             (Some((_, first)), Some(effort)) if first.info().is_host() => self.tune(&open, workload, effort, progress),
+            // There is nobody to measure a device against; who asks for it is told so, product by product.
+            (Some((_, first)), Some(Effort::Unlimited | Effort::Again)) => self.alone(first, workload, progress),
             _ => None,
         };
         if eligible.is_empty() {

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tersor_core::{
-    Activations, DType, Epilogue, Floats, Format, In, Op, OpSpec, Out, Output, PackedWeight, QuantBackend, Shape,
-    Weight,
+    Activations, Buffer, DType, Epilogue, Floats, Format, In, Op, OpSpec, Out, Output, PackedWeight, QuantBackend,
+    Shape, Weight,
 };
 use tersor_registry::config::{Config, LoadOptions};
 use tersor_registry::{Choice, Decision, Registry, Result};
@@ -70,7 +70,7 @@ impl Runtime {
     }
 }
 
-/// A linear layer on host memory: ternary weights, activations quantized to int8 row by row.
+/// A linear layer with operands in host memory, wherever the weights are: ternary weights, activations quantized to int8 row by row.
 #[derive(Debug)]
 pub struct Linear {
     choice: Choice,
@@ -83,6 +83,10 @@ impl Linear {
         let (n, k) = (self.packed.shape().rows(), self.packed.shape().cols());
         let m = x.len() / k;
         let (mut q, mut scales, mut y) = (vec![0; x.len()], vec![0.0; m], vec![0.0; m * n]);
+        if !self.choice.backend.info().is_host() {
+            self.forward_on_device(x, k, &mut y)?;
+            return Ok(y);
+        }
         let mut stream = self.choice.backend.open_stream()?;
         let rows = Op::QuantizeRows { x: In::Host(x), cols: k, q: Out::Host(&mut q), scales: Out::Host(&mut scales) };
         stream.submit(rows.check()?)?;
@@ -91,6 +95,24 @@ impl Linear {
         stream.submit(Op::MatMul { w: &self.packed, x, y: y_out, epilogue: Epilogue::Store }.check()?)?;
         stream.synchronize()?;
         Ok(y)
+    }
+
+    /// The activations go to the device, the results come back.
+    fn forward_on_device(&self, x: &[f32], k: usize, y: &mut [f32]) -> Result<()> {
+        let backend = &*self.choice.backend;
+        let mut stream = backend.open_stream()?;
+        let stream = &mut *stream;
+        let mut rows = Buffer::<f32>::alloc(backend, x.len())?;
+        rows.write(stream, x)?;
+        let mut q = Buffer::<i8>::alloc(backend, x.len())?;
+        let mut scales = Buffer::<f32>::alloc(backend, x.len() / k)?;
+        let op = Op::QuantizeRows { x: rows.input(), cols: k, q: q.output(), scales: scales.output() };
+        stream.submit(op.check()?)?;
+        let mut out = Buffer::<f32>::alloc(backend, y.len())?;
+        let x = Activations::Int8 { q: q.input(), scales: scales.input() };
+        let product = Op::MatMul { w: &self.packed, x, y: Output::F32(out.output()), epilogue: Epilogue::Store };
+        stream.submit(product.check()?)?;
+        Ok(out.read(stream, 0, y)?)
     }
 
     /// Which backend, and why.

@@ -1,6 +1,7 @@
 //! The machine's limits: how fast memory can be read, how fast int8 products can be summed. Always measured, in the same
 //! run and between the samples of what they are compared with; never a constant.
 
+mod device;
 mod int8;
 mod read;
 
@@ -12,6 +13,7 @@ use tersor_core::Executor;
 use crate::report::{Limit, LimitKind};
 use crate::stats::Summary;
 
+pub use device::DeviceProbe;
 pub use int8::Int8Probe;
 pub use read::{Pattern, ReadProbe};
 
@@ -59,6 +61,7 @@ impl Collector {
                 Some(Limit {
                     kind,
                     phase: phase.to_owned(),
+                    device: "cpu".to_owned(),
                     threads: count,
                     by: by.clone(),
                     working_set,

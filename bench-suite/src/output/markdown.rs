@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use crate::floor::Bound;
-use crate::report::{Figure, LimitKind, Measure, Report};
+use crate::gpu::Gpu;
+use crate::report::{Figure, Limit, LimitKind, Measure, Report};
 
 /// The document. `pictures` are titles and file names beside it.
 pub fn markdown(report: &Report, pictures: &[(String, String)]) -> String {
@@ -162,14 +163,21 @@ fn limits(out: &mut String, r: &Report) -> std::fmt::Result {
         out,
         "\n## Limits\n\nMeasured in this run, between the samples of their phase. Floors use the fastest sample.\n"
     )?;
-    writeln!(out, "| phase | limit | threads | working set | fastest | median | by |\n|---|---|--:|--:|--:|--:|---|")?;
+    writeln!(
+        out,
+        "| phase | limit | of | threads | working set | fastest | median | by |\n|---|---|---|--:|--:|--:|--:|---|"
+    )?;
     for l in &r.limits {
         let (kind, unit, set) = match l.kind {
             LimitKind::Read => ("read", "GB/s", size(l.working_set)),
+            LimitKind::Copy => ("copy", "GB/s", size(l.working_set)),
+            LimitKind::Up => ("to the device", "GB/s", size(l.working_set)),
+            LimitKind::Down => ("from the device", "GB/s", size(l.working_set)),
             LimitKind::Int8 => ("int8", "GMAC/s", "registers".to_owned()),
         };
         let (best, median) = (number(l.best / 1e9), number(l.median / 1e9));
-        writeln!(out, "| {} | {kind} | {} | {set} | {best} {unit} | {median} {unit} | {} |", l.phase, l.threads, l.by)?;
+        let Limit { phase, device, threads, by, .. } = l;
+        writeln!(out, "| {phase} | {kind} | {device} | {threads} | {set} | {best} {unit} | {median} {unit} | {by} |")?;
     }
     Ok(())
 }
@@ -186,6 +194,7 @@ fn usage(out: &mut String, r: &Report) -> std::fmt::Result {
         writeln!(out, "- key/value cache and activations of a session: {}", size(bytes))?;
     }
     writeln!(out, "- GPU utilisation and memory: {}", r.memory.gpu)?;
+    gpus(out, r)?;
     writeln!(
         out,
         "\nProcessor time over wall time and all threads, preparation and one-thread cases included; for each case it is in \
@@ -195,6 +204,24 @@ fn usage(out: &mut String, r: &Report) -> std::fmt::Result {
         let cpu = p.cpu_s.map_or_else(dash, seconds);
         let share = p.cpu_s.map_or_else(dash, |c| format!("{:.0} %", 100.0 * c / p.wall_s / threads));
         writeln!(out, "| {} | {} | {cpu} | {share} |", p.phase, seconds(p.wall_s))?;
+    }
+    Ok(())
+}
+
+fn gpus(out: &mut String, r: &Report) -> std::fmt::Result {
+    for gpu in &r.gpu.devices {
+        let Gpu { name, uuid, driver, memory, memory_before, memory_most, phases } = gpu;
+        let (before, most) = (size(*memory_before), size(*memory_most));
+        writeln!(
+            out,
+            "\n{name} ({uuid}), driver {driver}: {most} of {} in use at most, {before} of it before this run began.\n",
+            size(*memory)
+        )?;
+        writeln!(out, "| phase | a kernel ran | at most | memory was used | looks |\n|---|--:|--:|--:|--:|")?;
+        for p in phases {
+            let [busy, most, memory] = [p.busy, p.busy_most, p.memory_busy].map(|v| format!("{:.0} %", 100.0 * v));
+            writeln!(out, "| {} | {busy} | {most} | {memory} | {} |", p.phase, p.looks)?;
+        }
     }
     Ok(())
 }
@@ -211,7 +238,8 @@ fn absent(out: &mut String, r: &Report) -> std::fmt::Result {
 const HOW: &str = "\
 Times are medians; the spread is half the distance from the tenth to the ninetieth percentile. The floor is the larger of the
 bytes that have to move over the bandwidth, and the int8 multiply-accumulates over the rate of the best dot instruction, both
-measured with the same threads in the same phase; \"x floor\" is how many times longer the case took than at their fastest
+measured with the same threads in the same phase (for a GPU: the bytes alone, at what its memory gave to copies and products;
+for values that come from the host, at what the link gave); \"x floor\" is how many times longer the case took than at their fastest
 samples, \"of R\" the part of their medians that it used. Every output was compared
 with the reference. All samples, and what each case was compared with, are in report.json.
 ";

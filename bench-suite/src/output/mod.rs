@@ -85,6 +85,7 @@ pub fn read(path: &Path) -> Result<Report> {
 pub(crate) mod tests {
     use super::*;
     use crate::floor::floor;
+    use crate::gpu::{Gpu, GpuPhase, GpuUse};
     use crate::machine::{Build, Machine};
     use crate::report::*;
     use crate::stats::Summary;
@@ -155,6 +156,7 @@ pub(crate) mod tests {
             limits: vec![Limit {
                 kind: LimitKind::Read,
                 phase: "gemv 2560x2560".into(),
+                device: "cpu".into(),
                 threads: 2,
                 by: "4 streams".into(),
                 working_set: 1 << 28,
@@ -169,6 +171,22 @@ pub(crate) mod tests {
                 model_weights: vec![("cpu-avx2.avx2".into(), 10 << 20)],
                 session: Some(1 << 20),
                 gpu: "not measured".into(),
+            },
+            gpu: GpuUse {
+                absent: None,
+                devices: vec![Gpu {
+                    name: "Example GPU".into(),
+                    memory: 80 << 30,
+                    memory_most: 2 << 30,
+                    phases: vec![GpuPhase {
+                        phase: "inference".into(),
+                        looks: 7,
+                        busy: 0.62,
+                        busy_most: 0.9,
+                        memory_busy: 0.4,
+                    }],
+                    ..Gpu::default()
+                }],
             },
             notes: vec!["a note".into()],
         }

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::markdown::{SECTIONS, number, seconds};
-use crate::report::{Figure, Measure, Report};
+use crate::gpu::GpuPhase;
+use crate::report::{Figure, LimitKind, Measure, Report};
 
 /// A table that fits a screen: inference whole, otherwise for each shape, format and thread count the fastest candidate, the
 /// formats of products other than `i2_s` left to the report.
@@ -57,7 +58,34 @@ fn whole(out: &mut String, r: &Report) -> std::fmt::Result {
     }
     let peak = r.memory.peak_rss.map_or_else(|| "not told by the system".to_owned(), |b| format!("{} MB", b >> 20));
     writeln!(out, "\npeak memory {peak}; GPU {}", r.memory.gpu)?;
+    for gpu in &r.gpu.devices {
+        let (most, all) = (gpu.memory_most >> 20, gpu.memory >> 20);
+        writeln!(out, "{}, driver {}: {most} of {all} MB in use at most", gpu.name, gpu.driver)?;
+        let share = |p: &GpuPhase| format!("{} {:.0} %", p.phase, 100.0 * p.busy);
+        let shares: Vec<String> = gpu.phases.iter().map(share).collect();
+        writeln!(out, "  a kernel ran: {}", shares.join(", "))?;
+    }
+    device_limits(out, r)?;
     r.notes.iter().try_for_each(|n| writeln!(out, "note: {n}"))
+}
+
+/// The fastest that the memory of a device and its link were seen to be.
+fn device_limits(out: &mut String, r: &Report) -> std::fmt::Result {
+    let cold = r.limits.iter().filter(|l| l.device == "gpu").map(|l| l.working_set).max();
+    let best = |kind| {
+        let of_kind = r.limits.iter().filter(|l| l.device == "gpu" && l.kind == kind);
+        // A model that fits in a cache was read from there.
+        let large = of_kind.filter(|l| matches!(kind, LimitKind::Up | LimitKind::Down) || Some(l.working_set) == cold);
+        large.map(|l| l.best).max_by(f64::total_cmp).map(|rate| number(rate / 1e9))
+    };
+    let all = [LimitKind::Read, LimitKind::Copy, LimitKind::Up, LimitKind::Down].map(best);
+    match all {
+        [Some(read), Some(copy), Some(up), Some(down)] => writeln!(
+            out,
+            "GPU memory: {read} GB/s read, {copy} copied (read and written); link {up} GB/s to it, {down} from it"
+        ),
+        _ => Ok(()),
+    }
 }
 
 fn label(f: &Figure) -> String {

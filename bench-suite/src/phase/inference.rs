@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use tersor::model::{Model, ModelFile, Session, SessionOptions, Tokenizer};
 use tersor_core::SampleParams;
 
-use super::{Found, Setup, Timed, set_floors};
-use crate::limits::{Collector, Int8Probe, Pattern, ReadProbe};
+use super::{Found, Setup, Timed, resident, set_floors};
+use crate::limits::{Collector, DeviceProbe, Int8Probe, Pattern, ReadProbe};
 use crate::report::{Figure, LimitKind, Measure, Work};
 use crate::schedule::Sample;
 
@@ -149,6 +149,7 @@ impl Loaded {
             let executors = setup.candidates.executors();
             let (mut probe, int8) = (ReadProbe::new(bytes), Int8Probe::new());
             let (mut read, mut rates) = (Collector::default(), Collector::default());
+            let (mut devices, mut notes) = device_probes(setup, bytes);
             let mut figures = setup.measure(cases, budget / 2, || {
                 for executor in &executors {
                     for pattern in Pattern::ALL {
@@ -159,16 +160,32 @@ impl Loaded {
                         rates.push(executor.threads(), name, rate);
                     }
                 }
+                resident::sample(&mut devices, &mut notes);
             });
             let threads = setup.candidates.threads();
             let mut limits = read.limits(LimitKind::Read, measure.id(), bytes as u64, &threads);
             limits.extend(rates.limits(LimitKind::Int8, measure.id(), 0, &threads));
+            limits.extend(resident::limits(&mut devices, measure.id(), &threads));
+            found.notes.append(&mut notes);
             set_floors(&mut figures, &limits);
             found.figures.append(&mut figures);
             found.limits.extend(limits);
         }
         found
     }
+}
+
+/// Probes that read as much as the model has, at most what is larger than every cache.
+fn device_probes(setup: &Setup<'_>, bytes: usize) -> (Vec<DeviceProbe>, Vec<String>) {
+    let made = setup.devices.iter().map(|d| DeviceProbe::new(d.shared_backend(), bytes.min(resident::COLD)));
+    let (mut probes, mut notes) = (Vec::new(), Vec::new());
+    for probe in made {
+        match probe {
+            Ok(probe) => probes.push(probe),
+            Err(e) => notes.push(format!("the memory of a device is not measured at the model's size: {e}")),
+        }
+    }
+    (probes, notes)
 }
 
 impl Running {

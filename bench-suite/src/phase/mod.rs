@@ -4,11 +4,13 @@ mod cold;
 mod inference;
 mod products;
 mod quantize;
+mod resident;
 mod rows;
 
 use std::time::Duration;
 
 use crate::candidates::Candidates;
+use crate::limits::DeviceProbe;
 use crate::material::Material;
 use crate::report::{Figure, Limit, LimitKind};
 use crate::schedule::{self, Case, Outcome, Plan, Sample};
@@ -18,6 +20,7 @@ pub(crate) use cold::Cold;
 pub(crate) use inference::{Inference, Loaded};
 pub(crate) use products::{Products, Which, shapes_2b_4t};
 pub(crate) use quantize::{Large, profile as profile_quantization, quantize};
+pub(crate) use resident::probes;
 pub(crate) use rows::rows;
 
 /// What every phase needs.
@@ -26,6 +29,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) material: &'a Material,
     pub(crate) warmup: usize,
     pub(crate) iterations: usize,
+    /// The devices among the candidates.
+    pub(crate) devices: &'a mut Vec<DeviceProbe>,
     /// Told the name of each case as it is first run.
     pub(crate) progress: &'a mut dyn FnMut(&str),
 }
@@ -87,8 +92,9 @@ fn finished(mut figure: Figure, outcome: Outcome) -> Figure {
 
 /// Sets the floor of each figure from the limits of its phase at its thread count.
 pub(crate) fn set_floors(figures: &mut [Figure], limits: &[Limit]) {
-    for f in figures.iter_mut().filter(|f| f.device == "cpu") {
-        let limit = |kind| limits.iter().find(|l| l.kind == kind && l.threads == f.threads);
+    for f in figures {
+        let own = |l: &&Limit| l.device == f.device && l.threads == f.threads;
+        let limit = |kind| limits.iter().filter(own).find(|l| l.kind == kind);
         let at = |rate: fn(&Limit) -> f64| {
             floor::floor(&f.work, limit(LimitKind::Read).map(rate), limit(LimitKind::Int8).map(rate))
         };

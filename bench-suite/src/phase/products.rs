@@ -8,7 +8,7 @@ use tersor_core::{
     Activations, Buffer, Bytes, Epilogue, Format, Op, Output, PackedWeight, QuantBackend, Result, Shape, Stream, Weight,
 };
 
-use super::{Cold, Found, POISON, Setup, Timed, first_difference, set_floors};
+use super::{Cold, Found, POISON, Setup, Timed, first_difference, resident, set_floors};
 use crate::candidates::{Candidate, Candidates};
 use crate::limits::Collector;
 use crate::material::{int8_activations, reference_product};
@@ -46,6 +46,14 @@ impl Which {
 
 /// Packed bytes that one GEMV sample goes through at least: with less, the clock and the cold start of the code show.
 const AT_LEAST: usize = 4 << 20;
+/// The same for a device, whose caches nobody sweeps between samples: more than they hold. Small weights get as many copies
+/// as are worth packing.
+const DEVICE_AT_LEAST: usize = 128 << 20;
+const DEVICE_COPIES: usize = 256;
+/// Results of a batch on a device, in elements: as many copies as that gives, because one launch is over before it is timed.
+const DEVICE_RESULTS: usize = 16 << 20;
+/// Launches of a sample on a device at least, for one row and for a batch: the wait at the end takes as long as several.
+const LAUNCHES: [usize; 2] = [200, 50];
 
 /// A weight in a format, packed by each candidate, with the right answers.
 struct InFormat {
@@ -104,22 +112,27 @@ impl Products {
             for (i, candidate) in setup.candidates.all.iter().enumerate() {
                 let mut figure = candidate.figure(which.measure(), format.format.id(), format!("{m}x{n}x{k}"));
                 let packed = &format.packed[i];
+                let copies = match which {
+                    Which::Gemv => usize::MAX,
+                    Which::Gemm if candidate.is_device() => (DEVICE_RESULTS / (m * n)).max(1),
+                    Which::Gemm => 1,
+                };
+                let copies = copies.min(self.most_copies(i));
+                let launches = if candidate.is_device() { LAUNCHES[usize::from(which == Which::Gemm)] } else { 1 };
                 let bytes = packed.as_ref().map_or(0, |p| p.first().map_or(0, PackedWeight::bytes));
                 let macs = (m * n * k) as f64;
                 figure.work = Work { units: macs, bytes: (bytes + m * k + 4 * m * n) as f64, macs };
                 figure.working_set = self.bytes() as u64 + cold.bytes();
                 let io = ios[i].clone();
                 let run = move |figure: &mut Figure| {
-                    let mut packed = &packed.as_ref().map_err(Clone::clone)?[..];
-                    if which == Which::Gemm {
-                        packed = &packed[..1];
-                    }
+                    let packed = &packed.as_ref().map_err(Clone::clone)?[..];
+                    let packed = &packed[..copies.min(packed.len())];
                     let io = &mut *io.borrow_mut();
                     let io = match io {
                         Some(io) => io,
-                        None => io.insert(Io::new(&*candidate.backend, self, m).map_err(|e| e.to_string())?),
+                        None => io.insert(Io::new(&*candidate.backend, self, (m, copies)).map_err(|e| e.to_string())?),
                     };
-                    let (sample, kernel) = io.run(candidate, packed, m * n).map_err(|e| e.to_string())?;
+                    let (sample, kernel) = io.run(candidate, packed, (m * n, launches)).map_err(|e| e.to_string())?;
                     figure.kernels = vec![kernel.to_owned()];
                     for got in io.results(packed.len() * m * n).map_err(|e| e.to_string())?.chunks_exact(m * n) {
                         format.check(got, n, figure)?;
@@ -131,14 +144,19 @@ impl Products {
         }
         let (mut read, mut int8) = (Collector::default(), Collector::default());
         let executors = setup.candidates.executors();
+        let (mut devices, mut notes) = (std::mem::take(setup.devices), Vec::new());
         let mut figures = setup.measure(cases, budget, || {
+            resident::sample(&mut devices, &mut notes);
             cold.arithmetic(&executors, &mut int8);
             cold.sweep(&executors, &mut read);
         });
         let phase = format!("{} {}", which.measure().id(), self.shape);
-        let limits = cold.limits(&phase, &read, &int8, &setup.candidates.threads());
+        let threads = setup.candidates.threads();
+        let mut limits = cold.limits(&phase, &read, &int8, &threads);
+        limits.extend(resident::limits(&mut devices, &phase, &threads));
+        *setup.devices = devices;
         set_floors(&mut figures, &limits);
-        Found { figures, limits, notes: Vec::new() }
+        Found { figures, limits, notes }
     }
 }
 
@@ -168,14 +186,17 @@ impl InFormat {
 
 /// Packs copies for each candidate, each from bytes of its own, so that packing in place does not make one of them all.
 fn pack(candidates: &Candidates, weight: &Weight) -> Vec<Result<Vec<PackedWeight>, String>> {
-    let copies = AT_LEAST.div_ceil(weight.bytes().max(1));
+    let copies = |candidate: &Candidate| match candidate.is_device() {
+        true => DEVICE_AT_LEAST.div_ceil(weight.bytes().max(1)).min(DEVICE_COPIES),
+        false => AT_LEAST.div_ceil(weight.bytes().max(1)),
+    };
     let copy = |candidate: &Candidate| {
         let codes = Bytes::copy_from_slice(weight.codes());
         let own = Weight::new(weight.format(), weight.shape(), codes, weight.scales())?;
         candidate.backend.pack(&own)
     };
-    let copies = |c: &Candidate| (0..copies).map(|_| copy(c)).collect::<Result<_>>().map_err(|e| e.to_string());
-    candidates.all.iter().map(copies).collect()
+    let all = |c: &Candidate| (0..copies(c)).map(|_| copy(c)).collect::<Result<_>>().map_err(|e| e.to_string());
+    candidates.all.iter().map(all).collect()
 }
 
 /// A candidate's stream and operands, shared by its cases.
@@ -188,25 +209,30 @@ struct Io {
 }
 
 impl Io {
-    fn new(backend: &dyn QuantBackend, of: &Products, m: usize) -> Result<Self> {
+    fn new(backend: &dyn QuantBackend, of: &Products, (m, copies): (usize, usize)) -> Result<Self> {
         let mut stream = backend.open_stream()?;
         let mut q = Buffer::alloc(backend, m * of.shape.cols())?;
         q.write(&mut *stream, &of.q[..m * of.shape.cols()])?;
         let mut scales = Buffer::alloc(backend, m)?;
         scales.write(&mut *stream, &of.scales[..m])?;
-        let copies = if m == 1 { of.most_copies() } else { 1 };
         let len = copies * m * of.shape.rows();
         Ok(Io { stream, q, scales, y: Buffer::alloc(backend, len)?, host: vec![POISON; len] })
     }
 
-    /// Poisons the output, then multiplies with each copy in turn.
-    fn run(&mut self, by: &Candidate, packed: &[PackedWeight], len: usize) -> Result<(Sample, &'static str)> {
+    /// Poisons the output, then multiplies with each copy in turn, until there were so many launches.
+    fn run(
+        &mut self,
+        by: &Candidate,
+        packed: &[PackedWeight],
+        (len, launches): (usize, usize),
+    ) -> Result<(Sample, &'static str)> {
         self.host.fill(POISON);
         self.y.write(&mut *self.stream, &self.host)?;
         self.stream.synchronize()?;
         let mut kernel = "";
-        let sample = by.time(packed.len(), || {
-            for (i, w) in packed.iter().enumerate() {
+        let passes = launches.div_ceil(packed.len().max(1));
+        let sample = by.time(passes * packed.len(), || {
+            for (i, w) in (0..passes).flat_map(|_| packed.iter().enumerate()) {
                 let x = Activations::Int8 { q: self.q.input(), scales: self.scales.input() };
                 let y = Output::F32(self.y.output_range(i * len..(i + 1) * len));
                 kernel = self.stream.submit(Op::MatMul { w, x, y, epilogue: Epilogue::Store }.check()?)?.kernel;
@@ -223,8 +249,9 @@ impl Io {
 }
 
 impl Products {
-    fn most_copies(&self) -> usize {
-        let packed = self.formats.iter().flat_map(|f| f.packed.iter().flatten());
+    /// The most copies of any format that a candidate has.
+    fn most_copies(&self, candidate: usize) -> usize {
+        let packed = self.formats.iter().flat_map(|f| f.packed[candidate].iter());
         packed.map(Vec::len).max().unwrap_or(1).max(1)
     }
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tersor_core::{Floats, FloatsMut, Format, Shape, Weight, bf16, codec, f16};
 
-use super::{Found, POISON, Setup, Timed, first_difference, set_floors};
+use super::{Found, POISON, Setup, Timed, first_difference, resident, set_floors};
+use crate::floor::{self, Floor};
 use crate::limits::{Collector, Pattern, ReadProbe};
 use crate::material::Values;
-use crate::report::{LimitKind, Measure, Work};
+use crate::report::{Limit, LimitKind, Measure, Work};
 
 /// The large case: the model's values, tiled to rows of 4,096.
 pub(crate) struct Large {
@@ -62,9 +63,16 @@ fn quantize_set(setup: &mut Setup<'_>, tensors: &[Values], name: &str, budget: D
     let mut cases = Vec::new();
     for (format, wanted) in formats.iter().zip(&wanted) {
         for (i, candidate) in setup.candidates.all.iter().enumerate() {
-            let mut figure = candidate.figure(Measure::Quantize, format.id(), name.to_owned());
-            figure.work = quantize_work(tensors, *format);
-            figure.working_set = bytes as u64;
+            let work = quantize_work(tensors, *format);
+            let mut shape = name.to_owned();
+            if candidate.is_device() {
+                shape += FROM_HOST;
+                if let [tensor] = tensors {
+                    cases.push(resident::quantize(candidate, (tensor, name), *format, wanted, (work, 2 * i)));
+                }
+            }
+            let mut figure = candidate.figure(Measure::Quantize, format.id(), shape);
+            (figure.work, figure.working_set) = (work, bytes as u64);
             let (format, out) = (*format, &out);
             let run = move |figure: &mut crate::report::Figure| {
                 let wanted = wanted.as_ref().map_err(Clone::clone)?;
@@ -101,12 +109,24 @@ fn quantize_set(setup: &mut Setup<'_>, tensors: &[Values], name: &str, budget: D
                 }
                 Ok(sample)
             };
-            cases.push(Timed { figure, group: i, run: Box::new(run) });
+            cases.push(Timed { figure, group: 2 * i + 1, run: Box::new(run) });
         }
     }
     let phase = format!("quantize {name}");
+    let (before, limits) = (found.figures.len(), found.limits.len());
     measure_with_reads(setup, cases, bytes, &phase, budget.saturating_sub(start.elapsed()), found);
+    // What comes from the host has to cross the link, once.
+    let up = found.limits[limits..].iter().find(|l| l.kind == LimitKind::Up);
+    for f in found.figures[before..].iter_mut().filter(|f| f.shape.ends_with(FROM_HOST)) {
+        let crossing = Work { bytes: bytes as f64, macs: 0.0, ..f.work };
+        let at = |rate: fn(&Limit) -> f64| floor::floor(&crossing, up.map(rate), None);
+        let usual = at(|l| l.median).map(|floor| floor.seconds);
+        f.floor = at(|l| l.best).map(|floor| Floor { usual, ..floor });
+    }
 }
+
+/// What the shape says of a device's case where codes and values are in host memory.
+const FROM_HOST: &str = " from the host";
 
 fn note(figure: &mut crate::report::Figure, kernel: Option<&'static str>, checked: &str) {
     if let Some(kernel) = kernel
@@ -128,14 +148,20 @@ fn measure_with_reads(
 ) {
     let executors = setup.candidates.executors();
     let (mut probe, mut read) = (ReadProbe::new(bytes), Collector::default());
+    let (mut devices, mut notes) = (std::mem::take(setup.devices), Vec::new());
     let mut figures = setup.measure(cases, budget, || {
+        resident::sample(&mut devices, &mut notes);
         for executor in &executors {
             for pattern in Pattern::ALL {
                 read.push(executor.threads(), pattern.id(), probe.read_again(*executor, pattern, 1 << 20));
             }
         }
     });
-    let limits = read.limits(LimitKind::Read, phase, bytes as u64, &setup.candidates.threads());
+    let threads = setup.candidates.threads();
+    let mut limits = read.limits(LimitKind::Read, phase, bytes as u64, &threads);
+    limits.extend(resident::limits(&mut devices, phase, &threads));
+    *setup.devices = devices;
+    found.notes.append(&mut notes);
     set_floors(&mut figures, &limits);
     found.figures.append(&mut figures);
     found.limits.extend(limits);

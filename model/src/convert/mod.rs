@@ -5,6 +5,7 @@
 //! unless another is asked for, norms become f32.
 
 pub(crate) mod head;
+mod ordered;
 mod plan;
 mod report;
 
@@ -37,13 +38,15 @@ pub struct ConvertOptions<'a> {
     pub head: Option<Format>,
     /// `general.name` of the new file, instead of the source's.
     pub name: Option<&'a str>,
+    /// Tensors worked on at once, each by a thread of its own: with a GPU, one crosses the link while another is quantized.
+    pub streams: usize,
 }
 
 impl ConvertOptions<'_> {
     /// Conversion to `format` with the reference quantizer, refusing layers of zeros.
     #[must_use]
     pub fn new(format: Format) -> Self {
-        Self { format, quantizer: &Reference, allow_all_zero: false, head: None, name: None }
+        Self { format, quantizer: &Reference, allow_all_zero: false, head: None, name: None, streams: 1 }
     }
 }
 
@@ -94,15 +97,14 @@ pub fn convert(
     let metadata = plan::metadata(model, options);
     let mut writer = GgufWriter::create(out, &metadata, plans)?;
     let mut tensors = Vec::with_capacity(roles.len());
-    for &role in &roles {
-        let (bytes, report) = one(model, role, options)?;
+    let work = |i: usize| (roles[i], one(model, roles[i], options));
+    ordered::in_order(roles.len(), options.streams, work, |(role, done)| {
+        let (bytes, report) = done?;
         writer.write_tensor(&role.gguf_name(), &bytes)?;
         tensors.push(report);
         let now = Progress { done: tensors.len(), total: roles.len(), tensor: &tensors[tensors.len() - 1] };
-        if progress(now).is_break() {
-            return Err(tersor_core::Error::Cancelled.into());
-        }
-    }
+        if progress(now).is_break() { Err(Error::from(tersor_core::Error::Cancelled)) } else { Ok(()) }
+    })?;
     let path = writer.finish()?;
     Ok(ConvertReport {
         path,

@@ -95,8 +95,9 @@ sections! {
 
     /// GPU backends.
     Gpu [gpu] {
-        /// The number of streams on each device.
-        Later streams: NonZeroU16 = NonZeroU16::MIN;
+        /// The number of tensors that are quantized at once when a model is converted on a GPU: one is on its way to the device
+        /// while another is worked on.
+        Now streams: NonZeroU16 = NonZeroU16::MIN;
     }
 
     /// Backends from shared libraries. A plugin is native code with the rights of this process.

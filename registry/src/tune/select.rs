@@ -142,6 +142,20 @@ impl Registry {
         Some(self.assemble(&resolved, contenders, self.tuner().mode() == TuneMode::OnMiss))
     }
 
+    /// The routes of a backend that has no rivals, for who wants to see them; `None` where there are no products.
+    pub(crate) fn alone(
+        &self,
+        backend: &Arc<dyn QuantBackend>,
+        workload: &Workload<'_>,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Option<Tuned> {
+        let (contenders, keys) = ([Contender::new(backend.clone())], self.keys(workload.specs));
+        progress(keys.len(), keys.len());
+        let alone = |key| route(&Resolved { key, chosen: 0, basis: Basis::Alone }, 0, &contenders);
+        let routes: Vec<Route> = keys.into_iter().map(alone).collect();
+        (!routes.is_empty()).then(|| Tuned { backend: backend.clone(), routes })
+    }
+
     fn assemble(&self, resolved: &[Resolved], contenders: Vec<Contender>, on_miss: bool) -> Tuned {
         let mut plans: Vec<ClassPlan> = Vec::new();
         for key in resolved.iter().map(|r| r.key) {
