@@ -36,21 +36,21 @@ __device__ __forceinline__ u32 scores_of_128(const float *q, const float *k, u32
 }
 
 // Scores lie in dynamic shared memory, followed by one row of partial sums for each group of threads.
-KERNEL __launch_bounds__(512) attention(const float *q, u32 heads, u32 kv_heads, u32 dim, const u32 *positions, u32 capacity,
+KERNEL __launch_bounds__(512) attention(const float *q, u32 heads, u32 kv_heads, u32 dim, const u32 *positions, const u32 *first, u32 capacity,
                  const float *k_cache, const float *v_cache, float *y, u32 room, FAULT) {
     extern __shared__ float scores[];
     __shared__ u32 maxima[32];
     __shared__ float lanes[64], total;
     BEGIN;
     u32 row = blockIdx.x / heads, head = blockIdx.x % heads, kv = head / (heads / kv_heads);
-    u32 p = positions[row];
-    if (p >= capacity || p >= room) {
+    u32 p = positions[row], from = first ? first[row] : 0;
+    if (p >= capacity || from > p || p - from >= room) {
         if (threadIdx.x == 0) raise_fault(FAULT_ARGS, F_INDEX, row);
         return;
     }
-    u32 count = p + 1, stride = kv_heads * dim;
+    u32 count = p - from + 1, stride = kv_heads * dim;
     const float *qr = q + (u64)(row * heads + head) * dim;
-    const float *kr = k_cache + kv * dim, *vr = v_cache + kv * dim;
+    const float *kr = k_cache + (u64)from * stride + kv * dim, *vr = v_cache + (u64)from * stride + kv * dim;
     u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
     float scale = __fdiv_rn(1.0f, __fsqrt_rn((float)dim));
 

@@ -29,8 +29,8 @@ __device__ __forceinline__ void send(const void *shared, u64 *barrier, u32 rank,
 
 // Dynamic shared memory: the scores, `room` of them, a multiple of 64; then the values of up to HELD chunks.
 KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(256)
-    attention_cluster(const float *q, u32 heads, u32 kv_heads, const u32 *positions, u32 capacity, const float *k_cache,
-                      const float *v_cache, float *y, u32 room, FAULT) {
+    attention_cluster(const float *q, u32 heads, u32 kv_heads, const u32 *positions, const u32 *first, u32 capacity,
+                      const float *k_cache, const float *v_cache, float *y, u32 room, FAULT) {
     extern __shared__ __align__(16) float scores[];
     __shared__ u32 maxima[64];
     __shared__ float parts[HELD][16], total;
@@ -49,7 +49,7 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(256)
     const float *k = k_cache + kv * 128, *v = v_cache + kv * 128;
     if (head % (heads / kv_heads) == 0) {
         u32 count = min(positions[row], capacity);
-        for (u32 j = slot; j < count; j += 64)
+        for (u32 j = (first ? first[row] : 0) + slot; j < count; j += 64)
             if (lane < 8) {
                 const float *line = (lane < 4 ? k : v) + (u64)j * stride + 32 * (lane & 3);
                 asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
@@ -57,15 +57,16 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(256)
     }
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
     wait_for_previous();
-    u32 p = positions[row];
+    u32 p = positions[row], begin = first ? first[row] : 0;
     float a[4], b[AT_ONCE][4];
 #pragma unroll
     for (int i = 0; i < 4; i++) a[i] = q[(u64)(row * heads + head) * 128 + lane + 32 * i];
-    if (p >= capacity) {
+    if (p >= capacity || begin > p || p - begin >= room) {
         if (rank == 0 && t == 0) raise_fault(FAULT_ARGS, F_INDEX, row);
         return;
     }
-    u32 count = p + 1, chunks = (count + 63) / 64;
+    u32 count = p - begin + 1, chunks = (count + 63) / 64;
+    k += (u64)begin * stride, v += (u64)begin * stride;
     if (t == 0)
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&arrived)),
                      "r"(4 * count + 4 * 64)
@@ -169,5 +170,6 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(256)
 }
 #else
 // Clusters came with compute capability 9.0; the host asks nobody else for this.
-KERNEL attention_cluster(const float *, u32, u32, const u32 *, u32, const float *, const float *, float *, u32, FAULT) {}
+KERNEL attention_cluster(const float *, u32, u32, const u32 *, const u32 *, u32, const float *, const float *, float *, u32,
+                         FAULT) {}
 #endif

@@ -217,66 +217,6 @@ __device__ __forceinline__ void mma_word(int *d, u32 top, u32 bottom, uint4 x) {
     mma(d, top >> 4 & CODES, bottom >> 4 & CODES, top >> 6 & CODES, bottom >> 6 & CODES, x.z, x.w);
 }
 
-// Few rows of activations: a block has 32 weight rows and NT tiles of 8 tokens; its four warps share the columns and their
-// sums meet in shared memory. Activations come from the cache.
-template <int NT>
-__device__ __forceinline__ void gemm_small(const uint4 *w, const i8 *x, const int *x_sums, const float *x_scales,
-                                           void *y, u32 n, u32 tiles, u32 m, float scale, u32 mode) {
-    __shared__ int part[4][32][NT * 8 + 1];
-    BEGIN;
-    u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    u32 row0 = blockIdx.x * 32, m0 = blockIdx.y * NT * 8;
-    int d[2][NT][4];
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int j = 0; j < NT; j++)
-#pragma unroll
-            for (int c = 0; c < 4; c++) d[i][j][c] = 0;
-    const uint4 *wr[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) wr[i] = w + (u64)min(row0 + g + 8 * i, n - 1) * tiles * 4 + t;
-    const uint4 *xr[NT];
-#pragma unroll
-    for (int j = 0; j < NT; j++) xr[j] = (const uint4 *)(x + (u64)min(m0 + 8 * j + g, m - 1) * tiles * TILE) + t;
-    for (u32 tile = warp; tile < tiles; tile += 4) {
-        uint4 v[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) v[i] = __ldg(wr[i] + tile * 4);
-#pragma unroll
-        for (int q = 0; q < 4; q++)
-#pragma unroll
-            for (int j = 0; j < NT; j++) {
-                uint4 a = xr[j][tile * 16 + 4 * q];
-                mma_word(d[0][j], pick(v[0], q), pick(v[1], q), a);
-                mma_word(d[1][j], pick(v[2], q), pick(v[3], q), a);
-            }
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int j = 0; j < NT; j++)
-#pragma unroll
-            for (int c = 0; c < 4; c++) part[warp][16 * i + g + 8 * (c >> 1)][8 * j + 2 * t + (c & 1)] = d[i][j][c];
-    __syncthreads();
-    for (u32 e = threadIdx.x; e < 32 * NT * 8; e += 128) {
-        u32 r = e & 31, c = e >> 5, row = row0 + r, token = m0 + c;
-        if (row < n && token < m) {
-            int acc = part[0][r][c] + part[1][r][c] + part[2][r][c] + part[3][r][c] - x_sums[token];
-            store_sum(y, (u64)token * n + row, acc, scale, x_scales[token], mode);
-        }
-    }
-}
-#define GEMM_SMALL(NT)                                                                                                 \
-    KERNEL __launch_bounds__(128) gemm_small_##NT(const uint4 *w, const i8 *x, const int *x_sums,                      \
-                                                  const float *x_scales, void *y, u32 n, u32 tiles, u32 m,            \
-                                                  float scale, u32 mode) {                                             \
-        gemm_small<NT>(w, x, x_sums, x_scales, y, n, tiles, m, scale, mode);                                           \
-    }
-GEMM_SMALL(1)
-GEMM_SMALL(2)
-GEMM_SMALL(4)
-
 __device__ __forceinline__ void cp_async16(void *shared, const void *global) {
     u32 s = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(s), "l"(global));

@@ -135,20 +135,20 @@ KERNEL kv_write(const float *k, const float *v, u32 len, u32 width, const u32 *p
     v_cache[to] = v[i];
 }
 
-// rope of queries, rope of keys, and kv_write: one thread for each pair of elements of a query, key or value.
+// rope of queries, rope of keys, and kv_write, whose rows are not the positions where sequences share a cache: one thread for each pair of elements of a query, key or value.
 KERNEL rope_kv_write(float *q, float *k, const float *v, u32 rows, u32 heads, u32 kv_heads, u32 half,
-                     const u32 *positions, u32 known, const float *cos, const float *sin, u32 capacity, float *k_cache,
-                     float *v_cache, FAULT) {
+                     const u32 *positions, u32 known, const float *cos, const float *sin, const u32 *places, u32 capacity,
+                     float *k_cache, float *v_cache, FAULT) {
     BEGIN;
     u32 i = blockIdx.x * blockDim.x + threadIdx.x, a_row = (heads + 2 * kv_heads) * half, row = i / a_row;
     if (row >= rows) return;
-    u32 head = i % a_row / half, e = i % half, p = positions[row];
-    if (!index_ok(p, min(known, capacity), row, FAULT_ARGS)) return;
+    u32 head = i % a_row / half, e = i % half, p = positions[row], place = places[row];
+    if (!index_ok(p, known, row, FAULT_ARGS) || !index_ok(place, capacity, row, FAULT_ARGS)) return;
     float c = cos[(u64)p * half + e], s = sin[(u64)p * half + e];
     if (head >= heads + kv_heads) {
         u32 at = (head - heads - kv_heads) * 2 * half + e;
         const float *from = v + (u64)row * kv_heads * 2 * half + at;
-        float *to = v_cache + (u64)p * kv_heads * 2 * half + at;
+        float *to = v_cache + (u64)place * kv_heads * 2 * half + at;
         to[0] = from[0], to[half] = from[half];
         return;
     }
@@ -159,7 +159,7 @@ KERNEL rope_kv_write(float *q, float *k, const float *v, u32 rows, u32 heads, u3
     float low = __fmul_rn(a, c) - __fmul_rn(b, s), high = __fmul_rn(b, c) + __fmul_rn(a, s);
     x[0] = low, x[half] = high;
     if (key) {
-        float *to = k_cache + (u64)p * kv_heads * 2 * half + at;
+        float *to = k_cache + (u64)place * kv_heads * 2 * half + at;
         to[0] = low, to[half] = high;
     }
 }

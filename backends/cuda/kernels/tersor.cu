@@ -6,3 +6,4 @@
 #include "decode_attention.cu"
 #include "sample.cu"
 #include "weights.cu"
+#include "batch.cu"

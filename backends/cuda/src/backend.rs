@@ -107,10 +107,9 @@ pub(crate) fn refusal(device: &Device, spec: &OpSpec) -> Option<String> {
             (*m > MAX_ROWS).then(|| format!("{m} rows of activations are more than {MAX_ROWS}"))
         }
         OpSpec::GatherRows { format, .. } if format.is_ternary() => Some("rows are gathered from dense tables".into()),
-        OpSpec::Attention { span: Some(_), .. } => Some("its attention knows no spans of a cache".into()),
-        OpSpec::Attention { capacity, .. } => {
-            let room = ops::attention::room(device);
-            (*capacity > room).then(|| format!("a cache of {capacity} positions is more than the {room} of one block"))
+        OpSpec::Attention { capacity, span, .. } => {
+            let (room, seen) = (ops::attention::room(device), span.unwrap_or(*capacity));
+            (seen > room).then(|| format!("{seen} positions that a row sees are more than the {room} of one block"))
         }
         OpSpec::Sample { rows, .. } => (*rows > MAX_ROWS).then(|| format!("{rows} rows are more than {MAX_ROWS}")),
         _ => None,

@@ -40,7 +40,9 @@ kernels! {
     Gemv1 = "gemv_1",
     Gemv1Wide = "gemv_1_wide", Gemv2 = "gemv_2", Gemv4 = "gemv_4",
     PadRows = "pad_rows", GemmBlocks = "gemm_blocks",
-    GemmSmall1 = "gemm_small_1", GemmSmall2 = "gemm_small_2", GemmSmall4 = "gemm_small_4", GemmLarge = "gemm_large",
+    GemmRows1 = "gemm_rows_1", GemmRows2 = "gemm_rows_2", GemmRows4 = "gemm_rows_4", GemmRows8 = "gemm_rows_8",
+    GemmLarge = "gemm_large", AttentionGroup = "attention_group",
+    DenseRowsF32 = "dense_rows_f32", DenseRowsF16 = "dense_rows_f16", DenseRowsBf16 = "dense_rows_bf16",
     DenseF32 = "dense_f32", DenseF16 = "dense_f16", DenseBf16 = "dense_bf16",
     QuantizeRows = "quantize_rows", RmsNorm = "rms_norm", RmsNormQuantize = "rms_norm_quantize",
     Rope = "rope", KvWrite = "kv_write", ReluSquaredMul = "relu_squared_mul", Add = "add", GatherRows = "gather_rows",
@@ -184,9 +186,11 @@ impl Driver {
                 check("cuModuleGetFunction", sys::cuModuleGetFunction(&mut f, d.module, name.as_ptr()))?;
                 d.functions.push(f);
             }
-            // Scores of attention are in dynamic shared memory; the kernels' own takes less than 4 KiB.
+            // Scores of attention and tokens of dense products are in dynamic shared memory, beside less than 12 KiB of the
+            // kernels' own.
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            for kernel in [Kernel::Attention, Kernel::AttentionCluster] {
+            use Kernel::{Attention, AttentionCluster, AttentionGroup, DenseRowsBf16, DenseRowsF16, DenseRowsF32};
+            for kernel in [Attention, AttentionCluster, AttentionGroup, DenseRowsF32, DenseRowsF16, DenseRowsBf16] {
                 let f = d.functions[kernel as usize];
                 check("cuFuncSetAttribute", sys::cuFuncSetAttribute(f, attribute, d.dynamic_shared() as i32))?;
             }
@@ -201,7 +205,7 @@ impl Driver {
 
     /// Bytes of dynamic shared memory that a block may ask for.
     pub(crate) fn dynamic_shared(&self) -> u32 {
-        self.shared.saturating_sub(4096)
+        self.shared.saturating_sub(12 << 10)
     }
 
     fn attribute(&self, attribute: CUdevice_attribute) -> Result<u32> {

@@ -18,6 +18,8 @@ const WIDE_TILES: u32 = 28;
 const GEMV_ROWS: u32 = 20;
 const PAIR_ROWS: u32 = 54;
 const TURNED_ROWS: u32 = 15;
+/// Warps of a block of `gemm_rows`, at most.
+const ROWS_WARPS: u32 = 10;
 
 /// Whether `next` continues the group that is held.
 pub(crate) fn continues(held: &[Item], next: &Item) -> bool {
@@ -40,14 +42,14 @@ pub(crate) fn continues(held: &[Item], next: &Item) -> bool {
             Item::KvWrite(kv),
         ) => writes_cache(n, [q, k, v], [rq, rk], kv),
         ([Item::Gemv(first), rest @ ..], Item::Gemv(g)) => {
-            let same = (first.x, first.x_scales, first.k) == (g.x, g.x_scales, g.k);
+            let same = (first.x, first.x_scales, first.k, first.m) == (g.x, g.x_scales, g.k, g.m);
             same && !first.add && !g.add && joins(first, rest, g)
         }
         ([Item::Rope(q)], Item::Rope(k)) => same_turn(q, k) && disjoint(&[], &[turned(q), turned(k)]),
         ([Item::Rope(q), Item::Rope(k)], Item::KvWrite(kv)) => {
             // Values that a rotation changes are not read in the same kernel, and what it reads is not a cache.
             let writes = [turned(q), turned(k), cache(kv, kv.k_cache), cache(kv, kv.v_cache)];
-            written_from(k, kv) && disjoint(&[floats(kv.v, kv.len)], &writes)
+            turned_keys(k, kv) && disjoint(&[floats(kv.v, kv.len), floats(kv.positions, k.rows)], &writes)
         }
         ([Item::Gate(g)], Item::Norm(n)) => {
             let len = g.len as u32;
@@ -86,7 +88,7 @@ fn gemv(item: &Item) -> Option<Gemv> {
 /// Whether a third product at most is none that an earlier one's result overlaps.
 fn joins(first: &Gemv, rest: &[Item], g: &Gemv) -> bool {
     let others = || [*first].into_iter().chain(rest.iter().filter_map(gemv));
-    rest.len() < 2 && others().all(|o| disjoint(&[], &[floats(o.y, o.n), floats(g.y, g.n)]))
+    rest.len() < 2 && others().all(|o| disjoint(&[], &[floats(o.y, o.n * o.m), floats(g.y, g.n * g.m)]))
 }
 
 /// A range of bytes.
@@ -113,7 +115,7 @@ fn disjoint(reads: &[Range], writes: &[Range]) -> bool {
 /// Whether a product takes the one row that a norm makes, and a fused kernel has room for it.
 fn follows(n: &Norm, g: &Gemv, tiles: u32) -> bool {
     let aligned = n.x.is_multiple_of(16) && n.w.is_multiple_of(16) && n.q.is_multiple_of(4);
-    (n.rows, n.cols, n.q, n.scales) == (1, g.k, g.x, g.x_scales)
+    (n.rows, g.m, n.cols, n.q, n.scales) == (1, 1, g.k, g.x, g.x_scales)
         && aligned
         && n.cols.is_multiple_of(64)
         && g.tiles == n.cols.div_ceil(TILE as u32)
@@ -144,9 +146,14 @@ fn same_turn(q: &Rope, k: &Rope) -> bool {
     table(q) == table(k)
 }
 
-fn written_from(k: &Rope, kv: &KvWrite) -> bool {
+fn turned_keys(k: &Rope, kv: &KvWrite) -> bool {
     let width = k.heads * 2 * k.half;
-    (kv.k, kv.positions, kv.width, kv.len) == (k.x, k.positions, width, k.rows * width)
+    (kv.k, kv.width, kv.len) == (k.x, width, k.rows * width)
+}
+
+/// Whether the cache rows are the positions too, as with one sequence.
+fn written_from(k: &Rope, kv: &KvWrite) -> bool {
+    turned_keys(k, kv) && kv.positions == k.positions
 }
 
 fn writes_cache(n: &Norm, [q, k, v]: [&Gemv; 3], [rq, rk]: [&Rope; 2], kv: &KvWrite) -> bool {
@@ -196,6 +203,7 @@ impl Device {
 
     fn single(&self, item: &Item) -> Result<()> {
         let (kernel, grid, args) = match item {
+            Item::Gemv(g) if g.m > 1 => return self.gemvs([Some(*g), None, None]),
             Item::Gemv(g) => {
                 let args = Args::new().u64(g.w).u64(g.x).u32(g.k).u64(g.x_scales).u64(g.y);
                 let args = args.u32(g.n).u32(g.tiles).u32(g.k).u32(1).f32(g.scale).u32(u32::from(g.add));
@@ -249,18 +257,43 @@ impl Device {
 
     fn gemvs(&self, parts: [Option<Gemv>; 3]) -> Result<()> {
         let Some(first) = parts[0] else { return Ok(()) };
-        let args = Args::new().u64(first.x).u64(first.x_scales).u32(first.tiles).u32(first.k);
         let none = Gemv { n: 0, ..first };
         let parts = parts.map(|p| p.unwrap_or(none));
+        if first.m > 1 {
+            // SAFETY: as in `single`.
+            return unsafe { self.gemm_rows(&parts, u32::from(first.add)) };
+        }
+        let args = Args::new().u64(first.x).u64(first.x_scales).u32(first.tiles).u32(first.k);
         let args = parts.iter().fold(args, |args, p| args.u64(p.w).u64(p.y).u32(p.n).f32(p.scale));
         let blocks = parts.iter().map(|p| p.n.div_ceil(16)).sum();
         // SAFETY: as in `single`.
         unsafe { self.push(Kernel::Gemv1Of3, Grid::new(blocks, 128), args) }
     }
 
+    /// Up to three products of up to 64 rows of whole tiles, aligned to 16 bytes.
+    ///
+    /// # Safety
+    /// As for `push`: the parts' addresses are of operands of their lengths, and `mode` says what the results are.
+    pub(crate) unsafe fn gemm_rows(&self, parts: &[Gemv; 3], mode: u32) -> Result<()> {
+        let Gemv { x, x_scales, m, tiles, .. } = parts[0];
+        let kernel = match m {
+            0..=8 => Kernel::GemmRows1,
+            9..=16 => Kernel::GemmRows2,
+            17..=32 => Kernel::GemmRows4,
+            _ => Kernel::GemmRows8,
+        };
+        let args = Args::new().u64(x).u64(x_scales).u32(m).u32(tiles).u32(mode);
+        let args = parts.iter().fold(args, |args, p| args.u64(p.w).u64(p.y).u32(p.n).f32(p.scale));
+        let blocks = parts.iter().map(|p| p.n.div_ceil(32)).sum();
+        // As few tiles for each warp as ten warps allow, and then as few warps.
+        let warps = tiles.div_ceil(tiles.div_ceil(ROWS_WARPS));
+        // SAFETY: by contract; parameters as in batch.cu.
+        unsafe { self.push(kernel, Grid::new(blocks, warps * 32), args) }
+    }
+
     fn rope_kv_write(&self, q: &Rope, k: &Rope, kv: &KvWrite) -> Result<()> {
         let args = Args::new().u64(q.x).u64(k.x).u64(kv.v).u32(q.rows).u32(q.heads).u32(k.heads).u32(q.half);
-        let args = args.u64(q.positions).u32(q.known).u64(q.cos).u64(q.sin);
+        let args = args.u64(q.positions).u32(q.known).u64(q.cos).u64(q.sin).u64(kv.positions);
         let args = args.u32(kv.capacity).u64(kv.k_cache).u64(kv.v_cache).fault(q.fault);
         let threads = q.rows * (q.heads + 2 * k.heads) * q.half;
         // SAFETY: as in `single`.

@@ -4,8 +4,8 @@ use tersor_core::{DType, Format, OpKind, OpSpec, intern};
 
 /// Rows of activations up to which the dp4a kernels are used.
 pub(crate) const GEMV_ROWS: usize = 4;
-/// Rows of activations up to which the warps of a block share the columns.
-pub(crate) const SMALL_ROWS: usize = 32;
+/// Rows of activations up to which one block has them all, and its warps share the columns.
+pub(crate) const SMALL_ROWS: usize = 64;
 
 /// Which kernel multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,19 +16,21 @@ pub(crate) enum Product {
     Small1,
     Small2,
     Small4,
+    Small8,
     Large,
     Blocks,
     Dense,
 }
 
 impl Product {
-    const ALL: [Product; 9] = [
+    const ALL: [Product; 10] = [
         Product::Gemv1,
         Product::Gemv2,
         Product::Gemv4,
         Product::Small1,
         Product::Small2,
         Product::Small4,
+        Product::Small8,
         Product::Large,
         Product::Blocks,
         Product::Dense,
@@ -43,7 +45,8 @@ impl Product {
             0..=GEMV_ROWS => Product::Gemv4,
             5..=8 => Product::Small1,
             9..=16 => Product::Small2,
-            17..=SMALL_ROWS => Product::Small4,
+            17..=32 => Product::Small4,
+            33..=SMALL_ROWS => Product::Small8,
             _ => Product::Large,
         }
     }
@@ -57,6 +60,7 @@ impl Product {
             Product::Small1 => ("gemm", "32x8"),
             Product::Small2 => ("gemm", "32x16"),
             Product::Small4 => ("gemm", "32x32"),
+            Product::Small8 => ("gemm", "32x64"),
             Product::Large => ("gemm", "128x64"),
             Product::Blocks => ("gemm", "blocks"),
             Product::Dense => ("gemv", "32x1"),

@@ -13,11 +13,12 @@ use crate::groups;
 use crate::memory::Device;
 use crate::stream::Fault;
 
-/// One row of activations times a ternary weight, stored as f32 or added.
+/// Rows of activations times a ternary weight, stored as f32 or added. More than one row are whole tiles.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Gemv {
     pub(crate) x: Address,
     pub(crate) x_scales: Address,
+    pub(crate) m: u32,
     pub(crate) k: u32,
     pub(crate) tiles: u32,
     pub(crate) w: Address,

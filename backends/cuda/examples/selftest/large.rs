@@ -14,14 +14,14 @@ use crate::bench::{i2s, noise};
 use crate::{model, spread};
 
 /// Every matrix of a shape has the same random bytes; each is packed into memory of its own.
-struct Random {
-    config: ModelConfig,
+pub(crate) struct Random {
+    pub(crate) config: ModelConfig,
     embedding: Weight,
     matrices: Vec<Weight>,
 }
 
 impl Random {
-    fn new(mut config: ModelConfig) -> Self {
+    pub(crate) fn new(mut config: ModelConfig) -> Self {
         config.layers = 30;
         config.hidden_size = 2560;
         config.ffn_size = 6912;
@@ -58,7 +58,7 @@ impl TensorSource for Random {
     }
 }
 
-const GREEDY: SampleParams = SampleParams { temperature: 0.0, top_k: None, seed: 0 };
+pub(crate) const GREEDY: SampleParams = SampleParams { temperature: 0.0, top_k: None, seed: 0 };
 
 pub(crate) fn run(gpu: &Arc<CudaBackend>) -> bool {
     let source = Random::new(embedded::fable_26m().unwrap().config().clone());

@@ -1,7 +1,8 @@
 //! Everything that has to be seen on a GPU, in one program to carry there: conformance, the model against the CPU, and
-//! figures. `selftest [conformance|full|model|bench|chains|small|link|errors|2b|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
+//! figures. `selftest [conformance|full|model|bench|batch|chains|small|link|errors|2b|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
+mod batch;
 mod bench;
 mod chains;
 mod errors;
@@ -54,6 +55,7 @@ fn main() {
             "errors" => errors::run(&backend),
             "errors=lost" => errors::lost_device(&backend),
             "bench" => bench::run(&backend),
+            "batch" => batch::run(&backend),
             "2b" => large::run(&backend),
             "2b=cpu" => large::equals_the_cpu(&backend),
             only => conformance(&backend, Options::full().with_only(&[only])),

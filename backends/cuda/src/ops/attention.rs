@@ -1,6 +1,6 @@
 //! Attention.
 
-use tersor_core::{Format, In, Out, Result};
+use tersor_core::{Format, In, Out, Result, Span};
 
 use crate::driver::{Args, Grid, Kernel};
 use crate::memory::Device;
@@ -36,36 +36,53 @@ impl CudaStream {
         self.device.driver.overlaps && g.head_dim == CLUSTER_HEAD && rows <= CLUSTER_ROWS
     }
 
+    /// Whether a block can have all query heads of a key/value head, with their scores.
+    fn grouped(&self, g: Geometry, room: u32) -> bool {
+        let bytes = 16 * u64::from(room.next_multiple_of(64));
+        g.head_dim == CLUSTER_HEAD
+            && g.heads == 4 * g.kv_heads
+            && bytes <= u64::from(self.device.driver.dynamic_shared())
+    }
+
     pub(super) fn attention(
         &mut self,
         g: Geometry,
         q: In<'_, f32>,
-        positions: In<'_, u32>,
+        (positions, span): (In<'_, u32>, Option<Span<'_>>),
         (k_cache, v_cache): (In<'_, f32>, In<'_, f32>),
         y: &Out<'_, f32>,
     ) -> Result<()> {
         let blocks = positions.len() * g.heads;
-        let room = count("capacity", k_cache.len() / (g.kv_heads * g.head_dim))?;
+        let capacity = count("capacity", k_cache.len() / (g.kv_heads * g.head_dim))?;
+        let room = span.map_or(capacity, |s| s.longest as u32);
         let (heads, kv_heads, dim) = (count("heads", g.heads)?, g.kv_heads as u32, count("head_dim", g.head_dim)?);
         let (q, y) = (self.input("q", q)?, self.output("y", y)?);
         let (k, v) = (self.input("k_cache", k_cache)?, self.input("v_cache", v_cache)?);
         let positions_at = self.input("positions", positions)?;
+        let first = span.map_or(Ok(0), |s| self.input("first rows", s.first))?;
         let fault = self.watch("positions", Format::F32);
         let args = Args::new().u64(q).u32(heads).u32(kv_heads);
         let (kernel, grid, args) = if self.clustered(g, positions.len()) && v.is_multiple_of(16) {
             let x = count("blocks of all rows", blocks * CLUSTER)?;
             let scores = room.next_multiple_of(64);
             let grid = Grid { x, y: 1, threads: 256, shared: 4 * (scores + (scores / 64).min(HELD) * CHUNK) };
-            let args = args.u64(positions_at).u32(room).u64(k).u64(v).u64(y).u32(scores);
+            let args = args.u64(positions_at).u64(first).u32(capacity).u64(k).u64(v).u64(y).u32(scores);
             (Kernel::AttentionCluster, grid, args)
+        } else if self.grouped(g, room) {
+            let x = count("blocks of all rows", positions.len() * g.kv_heads)?;
+            let scores = room.next_multiple_of(64);
+            let grid = Grid { x, y: 1, threads: 512, shared: 16 * scores };
+            let args = args.u64(positions_at).u64(first).u32(capacity).u64(k).u64(v).u64(y).u32(scores);
+            (Kernel::AttentionGroup, grid, args)
         } else {
             // Few blocks get many threads: a chunk of 64 positions is then summed by each group of `head_dim` of them.
             let threads = if blocks <= 2 * self.device.driver.processors as usize { MAX_THREADS } else { 256 };
             let x = count("heads of all rows", blocks)?;
             let grid = Grid { x, y: 1, threads, shared: 4 * (room.next_multiple_of(64) + threads) };
-            (Kernel::Attention, grid, args.u32(dim).u64(positions_at).u32(room).u64(k).u64(v).u64(y).u32(room))
+            let args = args.u32(dim).u64(positions_at).u64(first).u32(capacity).u64(k).u64(v).u64(y).u32(room);
+            (Kernel::Attention, grid, args)
         };
-        // SAFETY: parameters as in attention.cu and decode_attention.cu; `Checked` has seen to the lengths, the kernels
+        // SAFETY: parameters as in attention.cu, decode_attention.cu and batch.cu; `Checked` has seen to the lengths, the kernels
         // check positions, and `supports` that the scores fit.
         unsafe { self.device.launch(kernel, grid, args.fault(fault)) }
     }

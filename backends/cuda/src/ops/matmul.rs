@@ -13,6 +13,8 @@ use crate::stream::CudaStream;
 /// Bits of a kernel's `mode`.
 const ADD: u32 = 1;
 const I32: u32 = 2;
+/// Tokens that a block of `dense_rows` keeps.
+const DENSE_TOKENS: u32 = 16;
 
 /// Where a product reads and writes.
 struct Places {
@@ -68,6 +70,21 @@ impl CudaStream {
         at: &Places,
         (m, n, k): (u32, u32, u32),
     ) -> Result<()> {
+        let shared = 4 * stride * m.next_multiple_of(8).min(DENSE_TOKENS);
+        if m > 1 && shared <= self.device.driver.dynamic_shared() {
+            let kernel = match format {
+                tersor_core::Format::F16 => Kernel::DenseRowsF16,
+                tersor_core::Format::BF16 => Kernel::DenseRowsBf16,
+                _ => Kernel::DenseRowsF32,
+            };
+            let groups = m.div_ceil(DENSE_TOKENS);
+            // A block on each multiprocessor, the same number for each group of tokens.
+            let blocks = (self.device.driver.processors / groups).max(1) * groups;
+            let args = Args::new().u64(w).u64(at.x).u64(at.y).u32(n).u32(k).u32(stride).u32(m).u32(groups).u32(at.mode);
+            let grid = Grid { x: blocks, y: 1, threads: 512, shared };
+            // SAFETY: parameters as in batch.cu; `Checked` and `pack` have seen to the lengths of all operands.
+            return unsafe { self.device.launch(kernel, grid, args) };
+        }
         let kernel = match format {
             tersor_core::Format::F16 => Kernel::DenseF16,
             tersor_core::Format::BF16 => Kernel::DenseBf16,
@@ -94,9 +111,11 @@ impl CudaStream {
             Product::Gemv4 => Some(Kernel::Gemv4),
             _ => None,
         };
-        // What 16-byte loads cannot read as it is, is copied to where they can.
-        let direct = at.x.is_multiple_of(16) && k.is_multiple_of(16);
-        let (x, sums, k) = if gemv.is_some() && direct {
+        let rows = matches!(product, Product::Small1 | Product::Small2 | Product::Small4 | Product::Small8);
+        // What 16-byte loads cannot read as it is, is copied to where they can; and for many rows what is not whole tiles.
+        let unit = if rows { TILE as u32 } else { 16 };
+        let direct = at.x.is_multiple_of(16) && k.is_multiple_of(unit);
+        let (x, sums, k) = if (gemv.is_some() || rows) && direct {
             (at.x, 0, k)
         } else {
             let padded = tiles * TILE as u32;
@@ -107,9 +126,16 @@ impl CudaStream {
             unsafe { self.device.launch(Kernel::PadRows, Grid::new(m, 256), args) }?;
             (x, sums, padded)
         };
-        if product == Product::Gemv1 && at.mode & I32 == 0 {
-            let (w, y, x_scales, add) = (w, at.y, at.x_scales, at.mode == ADD);
-            return self.device.enqueue(Item::Gemv(Gemv { x, x_scales, k, tiles, w, y, n, scale, add }));
+        let item = Gemv { x, x_scales: at.x_scales, m, k, tiles, w, y: at.y, n, scale, add: at.mode == ADD };
+        if (product == Product::Gemv1 || rows) && at.mode & I32 == 0 {
+            return self.device.enqueue(Item::Gemv(item));
+        }
+        if rows {
+            let none = Gemv { n: 0, ..item };
+            let mut queue = self.device.queue();
+            self.device.drain(&mut queue)?;
+            // SAFETY: as above; what was not whole tiles is padded.
+            return unsafe { self.device.gemm_rows(&[item, none, none], at.mode) };
         }
         if let Some(kernel) = gemv {
             let args = Args::new().u64(w).u64(x).u32(k).u64(at.x_scales).u64(at.y);
@@ -124,16 +150,10 @@ impl CudaStream {
             // SAFETY: as above; there are `per_row` scales for each of n rows.
             return unsafe { self.device.launch(Kernel::GemmBlocks, grid, args) };
         }
-        let (kernel, rows, tokens) = match product {
-            Product::Small1 => (Kernel::GemmSmall1, 32, 8),
-            Product::Small2 => (Kernel::GemmSmall2, 32, 16),
-            Product::Small4 => (Kernel::GemmSmall4, 32, 32),
-            _ => (Kernel::GemmLarge, 128, 64),
-        };
         let args = Args::new().u64(w).u64(x).u64(sums).u64(at.x_scales).u64(at.y);
         let args = args.u32(n).u32(tiles).u32(m).f32(scale).u32(at.mode);
-        let grid = Grid { x: n.div_ceil(rows), y: m.div_ceil(tokens), threads: 128, shared: 0 };
+        let grid = Grid { x: n.div_ceil(128), y: m.div_ceil(64), threads: 128, shared: 0 };
         // SAFETY: as above.
-        unsafe { self.device.launch(kernel, grid, args) }
+        unsafe { self.device.launch(Kernel::GemmLarge, grid, args) }
     }
 }

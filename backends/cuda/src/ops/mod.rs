@@ -25,9 +25,9 @@ impl CudaStream {
             Op::KvWrite { k, v, width, positions, k_cache, v_cache } => {
                 self.kv_write((k, v), width, positions, (&k_cache, &v_cache))
             }
-            Op::Attention { q, heads, kv_heads, head_dim, positions, span: _, k_cache, v_cache, y } => {
+            Op::Attention { q, heads, kv_heads, head_dim, positions, span, k_cache, v_cache, y } => {
                 let geometry = attention::Geometry { heads, kv_heads, head_dim };
-                self.attention(geometry, q, positions, (k_cache, v_cache), &y)
+                self.attention(geometry, q, (positions, span), (k_cache, v_cache), &y)
             }
             Op::ReluSquaredMul { gate, up, y } => self.relu_squared_mul(gate, up, &y),
             Op::Add { x, y } => self.add(x, &y),
