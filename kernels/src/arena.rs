@@ -17,6 +17,15 @@ const PAGE: usize = 2 << 20;
 /// What regions start at.
 const LINE: usize = 64;
 
+/// `len` zeros in `memory` that begin at a cache line: vectors that straddle two are loaded at half the rate.
+pub(crate) fn aligned<T: Copy + Default>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
+    let most = LINE / size_of::<T>();
+    memory.clear();
+    memory.resize(len + most, T::default());
+    let skip = memory.as_ptr().align_offset(LINE).min(most);
+    &mut memory[skip..][..len]
+}
+
 /// Hands out regions.
 #[derive(Debug, Default)]
 pub struct Arena {

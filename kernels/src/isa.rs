@@ -2,7 +2,7 @@
 
 use tersor_core::Isa;
 
-use crate::heads::{self, Group};
+use crate::heads::{self, Columns, Group};
 use crate::lanes::{Array, Lanes};
 
 /// A piece of work that can be instantiated for an ISA. Mark `run` and what it calls `#[inline(always)]`: only code that
@@ -25,10 +25,14 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// Runs a body, compiled for this ISA.
     fn run<B: Body>(self, body: B) -> B::Out;
 
-    /// [`heads::group_products`] of a group of `q6_k` or `q8_0`. To be called inside of [`Simd::run`].
+    /// [`heads::add_group`] of a group of `q6_k` or `q8_0`. To be called inside of [`Simd::run`].
+    ///
+    /// # Safety
+    /// As for [`heads::add_group`].
     #[inline(always)]
-    fn group_products<const Q6: bool>(self, group: Group<'_>, out: &mut [f32; heads::GROUP]) {
-        *out = heads::group_products::<Q6>(group);
+    unsafe fn add_group<const Q6: bool, const C: usize>(self, group: Group<'_>, columns: Columns) {
+        // SAFETY: the caller's contract.
+        unsafe { heads::add_group::<Q6, C>(group, columns) }
     }
 
     /// The name in kernel names.
@@ -71,8 +75,9 @@ macro_rules! x86_token {
             type F32 = $lanes;
 
             #[inline(always)]
-            fn group_products<const Q6: bool>(self, group: Group<'_>, out: &mut [f32; heads::GROUP]) {
-                crate::arch::x86_64::heads::group_products::<Self, Q6>(self, group, out);
+            unsafe fn add_group<const Q6: bool, const C: usize>(self, group: Group<'_>, columns: Columns) {
+                // SAFETY: the caller's contract.
+                unsafe { crate::arch::x86_64::heads::add_group::<Self, Q6, C>(self, group, columns) }
             }
 
             #[inline]

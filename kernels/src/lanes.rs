@@ -13,6 +13,9 @@ use crate::isa::Simd;
 
 /// 64 f32. Each is made with a token, so that whoever has one may use it.
 pub trait Lanes<S: Simd>: Copy {
+    /// How many such sums there are registers for, beside what is added to them.
+    const COLUMNS: usize = 1;
+
     /// All `value`.
     fn splat(simd: S, value: f32) -> Self;
     /// From memory.

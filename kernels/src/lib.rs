@@ -23,6 +23,7 @@ pub mod lanes;
 pub mod ops;
 pub mod pack;
 pub mod split;
+pub mod stream;
 pub mod tiers;
 
 pub use backend::{CpuBackend, Kernels, PanelKernels};

@@ -6,13 +6,15 @@ use std::time::Instant;
 
 use tersor_core::Executor;
 use tersor_kernels::arena::{Arena, Region};
-use tersor_kernels::{Body, Simd};
+use tersor_kernels::stream;
 
 /// How a range is walked. Which is fastest depends on the machine and on where the data is, so all are tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pattern {
     /// From front to back.
     One,
+    /// From front to back, lines asked for before they are read.
+    Ahead,
     /// Two halves at once: each keeps a prefetcher busy.
     Two,
     /// Four quarters at once.
@@ -23,12 +25,13 @@ pub enum Pattern {
 
 impl Pattern {
     /// Every pattern.
-    pub const ALL: [Pattern; 4] = [Pattern::One, Pattern::Two, Pattern::Four, Pattern::Eight];
+    pub const ALL: [Pattern; 5] = [Pattern::One, Pattern::Ahead, Pattern::Two, Pattern::Four, Pattern::Eight];
 
     /// Its name in reports.
     pub const fn id(self) -> &'static str {
         match self {
             Pattern::One => "sum of u64, 1 stream a thread",
+            Pattern::Ahead => "sum of u64, 1 stream a thread, prefetched",
             Pattern::Two => "sum of u64, 2 streams a thread",
             Pattern::Four => "sum of u64, 4 streams a thread",
             Pattern::Eight => "sum of u64, 8 streams a thread",
@@ -36,58 +39,19 @@ impl Pattern {
     }
 }
 
-/// Words that are read in one step of a stream: 256 bytes, and as many independent sums.
-const STEP: usize = 32;
+/// How far ahead the one that asks does so: as far as the kernels do.
+const AHEAD: usize = 8192;
+/// Words below which there is nothing to read in eight streams.
+const LEAST: usize = 256;
 
-/// Sums a range, so that every word of it has to be loaded.
-struct Sum<'a> {
-    data: &'a [u64],
-    pattern: Pattern,
-}
-
-impl Body for Sum<'_> {
-    type Out = u64;
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> u64 {
-        match self.pattern {
-            Pattern::One => streams::<1>(self.data),
-            Pattern::Two => streams::<2>(self.data),
-            Pattern::Four => streams::<4>(self.data),
-            Pattern::Eight => streams::<8>(self.data),
-        }
-    }
-}
-
-#[inline(always)]
-fn streams<const N: usize>(data: &[u64]) -> u64 {
-    let part = data.len() / N / STEP * STEP;
-    let mut sums = [0u64; STEP];
-    let mut parts = [&data[..0]; N];
-    for (i, p) in parts.iter_mut().enumerate() {
-        *p = &data[i * part..(i + 1) * part];
-    }
-    for at in (0..part).step_by(STEP) {
-        for p in &parts {
-            for (s, v) in sums.iter_mut().zip(&p[at..at + STEP]) {
-                *s = s.wrapping_add(*v);
-            }
-        }
-    }
-    data[N * part..].iter().chain(&sums).fold(0, |a, b| a.wrapping_add(*b))
-}
-
-/// The widest registers for which there is a token.
 fn sum(data: &[u64], pattern: Pattern) -> u64 {
-    let body = Sum { data, pattern };
-    #[cfg(target_arch = "x86_64")]
-    if let Some(token) = tersor_kernels::isa::Avx512::detect() {
-        return token.run(body);
+    match pattern {
+        Pattern::One => stream::sum::<1, 0>(data),
+        Pattern::Ahead => stream::sum::<1, AHEAD>(data),
+        Pattern::Two => stream::sum::<2, 0>(data),
+        Pattern::Four => stream::sum::<4, 0>(data),
+        Pattern::Eight => stream::sum::<8, 0>(data),
     }
-    #[cfg(target_arch = "x86_64")]
-    if let Some(token) = tersor_kernels::isa::Avx2::detect() {
-        return token.run(body);
-    }
-    tersor_kernels::Portable.run(body)
 }
 
 /// Memory to read. Also what makes weights cold: who reads more than the last-level cache holds leaves nothing else in it.
@@ -116,7 +80,7 @@ impl Memory {
 impl ReadProbe {
     /// `bytes` of varying content, every page touched.
     pub fn new(bytes: usize) -> Self {
-        let words = (bytes / 8).max(8 * STEP);
+        let words = (bytes / 8).max(LEAST);
         let mut memory = match Arena::default().region(8 * words) {
             Ok(region) => Memory::Mapped(region),
             Err(e) => {

@@ -17,6 +17,7 @@ mod product;
 #[cfg(test)]
 mod tests;
 
+use tersor_core::reference::lanes::LANES;
 use tersor_core::{Format, f16};
 
 pub(crate) use pack::{gather, pack, packed_size};
@@ -101,7 +102,7 @@ pub const Q8_CODES: usize = 8 * VECTOR;
 /// another; a third has two high bits of each, those of vector 0 lowest.
 pub const Q6_CODES: usize = 3 * VECTOR;
 
-/// A group of a packed row and the activations that it meets.
+/// A group of a packed row.
 #[derive(Debug, Clone, Copy)]
 pub struct Group<'a> {
     /// [`Q8_CODES`] or [`Q6_CODES`] bytes.
@@ -110,10 +111,21 @@ pub struct Group<'a> {
     pub scales: &'a [u8],
     /// The f16 scale of `q6_k`; for `q8_0` it is not used.
     pub d: &'a [u8; 2],
+}
+
+/// The same group of several rows of activations: where the first row has it, and how far on the next one does.
+#[derive(Debug, Clone, Copy)]
+pub struct Columns {
     /// 512 or 256 activations, in the order of the codes.
-    pub x: &'a [i8],
-    /// What each block's sum starts at.
-    pub start: &'a [i32; GROUP],
+    pub x: *const i8,
+    /// Activations of a row.
+    pub x_row: usize,
+    /// What each of the 16 blocks' sums starts at.
+    pub start: *const i32,
+    /// Such numbers of a row.
+    pub start_row: usize,
+    /// Where the 16 blocks are added in the 64 lanes of the first row's sum; the next row's are 64 further.
+    pub lanes: *mut f32,
 }
 
 /// The `i`th f16 of some.
@@ -134,10 +146,13 @@ fn q6_codes(bytes: &[u8], codes: &mut [u8; 4 * VECTOR]) {
     }
 }
 
-/// `f32(sum) * scale` of each block of a group, in code that any compiler can vectorise.
+/// Adds `f32(sum) * scale` of each block of a group to the lanes of `C` rows of activations, in code that any compiler can
+/// vectorise.
+///
+/// # Safety
+/// What `columns` points to must be there, for `C` rows, and the lanes be nobody else's.
 #[inline(always)]
-pub fn group_products<const Q6: bool>(group: Group<'_>) -> [f32; GROUP] {
-    let mut sums = *group.start;
+pub unsafe fn add_group<const Q6: bool, const C: usize>(group: Group<'_>, columns: Columns) {
     let mut unpacked = [0; 4 * VECTOR];
     let codes = if Q6 {
         q6_codes(group.codes, &mut unpacked);
@@ -145,17 +160,26 @@ pub fn group_products<const Q6: bool>(group: Group<'_>) -> [f32; GROUP] {
     } else {
         group.codes
     };
-    for (codes, x) in codes.chunks_exact(VECTOR).zip(group.x.chunks_exact(VECTOR)) {
-        for (sum, (codes, x)) in sums.iter_mut().zip(codes.as_chunks::<4>().0.iter().zip(x.as_chunks::<4>().0)) {
-            for i in 0..4 {
-                *sum += i32::from(codes[i]) * i32::from(x[i]);
+    let mut scales = [0.0; GROUP];
+    for (j, scale) in scales.iter_mut().enumerate() {
+        *scale = if Q6 { half_at(group.d, 0) * f32::from(group.scales[j] as i8) } else { half_at(group.scales, j) };
+    }
+    for c in 0..C {
+        // SAFETY: the caller's contract.
+        let (x, mut sums, lanes) = unsafe {
+            let x = std::slice::from_raw_parts(columns.x.add(c * columns.x_row), codes.len());
+            let sums = *columns.start.add(c * columns.start_row).cast::<[i32; GROUP]>();
+            (x, sums, &mut *columns.lanes.add(c * LANES).cast::<[f32; GROUP]>())
+        };
+        for (codes, x) in codes.chunks_exact(VECTOR).zip(x.chunks_exact(VECTOR)) {
+            for (sum, (codes, x)) in sums.iter_mut().zip(codes.as_chunks::<4>().0.iter().zip(x.as_chunks::<4>().0)) {
+                for i in 0..4 {
+                    *sum += i32::from(codes[i]) * i32::from(x[i]);
+                }
             }
         }
+        for j in 0..GROUP {
+            lanes[j] += sums[j] as f32 * scales[j];
+        }
     }
-    let mut products = [0.0; GROUP];
-    for j in 0..GROUP {
-        let scale = if Q6 { half_at(group.d, 0) * f32::from(group.scales[j] as i8) } else { half_at(group.scales, j) };
-        products[j] = sums[j] as f32 * scale;
-    }
-    products
 }

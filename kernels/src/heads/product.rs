@@ -3,10 +3,12 @@
 //! A task has a range of weight rows and works through tiles of 16 of them, which stay in the first-level cache while up to
 //! 64 rows of activations pass. With one row of activations, the case that matters, each weight is read once and in order.
 
+use tersor_core::reference::lanes::LANES;
 use tersor_core::{Epilogue, Executor, PackedWeight, Result};
 
 use super::pack::Packed;
-use super::{GROUP, Group, Layout, STEP, VECTOR};
+use super::{Columns, GROUP, Group, Layout, STEP, VECTOR};
+use crate::arena::aligned;
 use crate::isa::{Body, Simd};
 use crate::lanes::Lanes;
 use crate::split::{self, Parts};
@@ -42,10 +44,7 @@ impl Product<'_> {
         let Some(layout) = Layout::of(self.w.format(), k) else { return Ok(()) };
         let bytes = self.w.data::<Packed>(backend)?.bytes();
         let (row_bytes, width, sums) = (layout.row_bytes(), padded(layout), layout.groups() * GROUP);
-        x.clear();
-        x.resize(m * width, 0);
-        start.clear();
-        start.resize(m * sums, 0);
+        let (x, start) = (aligned(x, m * width), aligned(start, m * sums));
         for ((q, x), start) in self.q.chunks_exact(k).zip(x.chunks_exact_mut(width)).zip(start.chunks_exact_mut(sums)) {
             isa.run(Turn { layout, q, x, start });
         }
@@ -83,6 +82,10 @@ impl Product<'_> {
         Ok(())
     }
 }
+
+/// The lanes of the sums of `C` rows of activations.
+#[repr(align(64))]
+struct Sums<const C: usize>([[f32; LANES]; C]);
 
 /// Activations of a row, padded to whole groups.
 fn padded(layout: Layout) -> usize {
@@ -137,97 +140,91 @@ impl<const Q6: bool> Body for TileRows<'_, Q6> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Tile { layout, w, x, start, scales, out } = self.0;
-        let activations = x.chunks_exact(padded(layout)).zip(start.chunks_exact(layout.groups() * GROUP)).zip(scales);
-        for (((x, start), scale), out) in activations.zip(out.chunks_exact_mut(ROWS)) {
-            for (row, out) in w.chunks_exact(layout.row_bytes()).zip(out) {
-                *out = dot::<S, Q6>(simd, layout, row, x, start) / scale;
-            }
+        let mut tile = self.0;
+        let columns = tile.scales.len();
+        let mut c = 0;
+        // A group is unpacked once for eight rows of activations, which with 2,560 columns are in the first-level cache while
+        // all rows of weights pass.
+        while c + 8 <= columns {
+            tile_columns::<S, Q6, 8>(simd, &mut tile, c);
+            c += 8;
+        }
+        while c + 2 <= columns {
+            tile_columns::<S, Q6, 2>(simd, &mut tile, c);
+            c += 2;
+        }
+        if c < columns {
+            tile_columns::<S, Q6, 1>(simd, &mut tile, c);
         }
     }
 }
 
-/// One row of weights and one of activations, of the lengths that [`Pair::new`] saw to.
+/// Columns `first..first + C` of a tile.
+#[inline(always)]
+fn tile_columns<S: Simd, const Q6: bool, const C: usize>(simd: S, tile: &mut Tile<'_>, first: usize) {
+    let layout = tile.layout;
+    let (groups, x_row, start_row) = (layout.groups(), padded(layout), layout.groups() * GROUP);
+    let (x, start) = (&tile.x[first * x_row..][..C * x_row], &tile.start[first * start_row..][..C * start_row]);
+    for (r, row) in tile.w.chunks_exact(layout.row_bytes()).enumerate() {
+        let row = Row::new::<Q6>(layout, row);
+        let mut lanes = Sums([[0.0; LANES]; C]);
+        for g in 0..groups {
+            // SAFETY: every group is below their number, which `x` and `start` have `C` times; lanes are four groups.
+            unsafe {
+                let columns = Columns {
+                    x: x.as_ptr().add(g * layout.group_values()),
+                    x_row,
+                    start: start.as_ptr().add(g * GROUP),
+                    start_row,
+                    lanes: lanes.0.as_mut_ptr().cast::<f32>().add(g % STEP * GROUP),
+                };
+                simd.add_group::<Q6, C>(row.group::<Q6>(g), columns);
+            }
+        }
+        for (c, lanes) in lanes.0.iter().enumerate() {
+            tile.out[(first + c) * ROWS + r] = S::F32::load(simd, lanes).fold() / tile.scales[first + c];
+        }
+    }
+}
+
+/// One row of weights, of the lengths that [`Row::new`] saw to.
 #[derive(Clone, Copy)]
-struct Pair<'a> {
+struct Row<'a> {
     codes: &'a [u8],
     scales: &'a [u8],
     d: &'a [u8],
-    x: &'a [i8],
-    start: &'a [[i32; GROUP]],
 }
 
-impl<'a> Pair<'a> {
+impl<'a> Row<'a> {
     #[inline(always)]
-    fn new<const Q6: bool>(layout: Layout, row: &'a [u8], x: &'a [i8], start: &'a [i32]) -> Self {
-        let ((codes, scales, d), start, groups) = (layout.parts(row), start.as_chunks().0, layout.groups());
-        let (values, code_bytes, scale_bytes) = sizes::<Q6>();
+    fn new<const Q6: bool>(layout: Layout, row: &'a [u8]) -> Self {
+        let ((codes, scales, d), groups) = (layout.parts(row), layout.groups());
+        let (code_bytes, scale_bytes) = sizes::<Q6>();
         assert!(codes.len() == groups * code_bytes && scales.len() == groups * scale_bytes, "a row of the layout");
-        assert!(x.len() == groups * values && start.len() == groups && (!Q6 || d.len() == 2 * groups), "a whole row");
-        Pair { codes, scales, d, x, start }
+        assert!(!Q6 || d.len() == 2 * groups, "a row of the layout");
+        Row { codes, scales, d }
     }
 
-    /// Group `g` of both. (A function, because a closure need not be inlined.) Checking bounds here would cost more
-    /// instructions than the products.
+    /// Group `g`. (A function, because a closure need not be inlined.) Checking bounds here would cost more instructions
+    /// than the products.
     ///
     /// # Safety
-    /// The pair must have been made with the same `Q6`, of a layout of more than `g` groups.
+    /// The row must have been made with the same `Q6`, of a layout of more than `g` groups.
     #[inline(always)]
     unsafe fn group<const Q6: bool>(&self, g: usize) -> Group<'a> {
-        let (values, codes, scales) = sizes::<Q6>();
+        let (codes, scales) = sizes::<Q6>();
         // SAFETY: `new` asserted the lengths of that many groups.
         unsafe {
             Group {
                 codes: self.codes.get_unchecked(g * codes..(g + 1) * codes),
                 scales: self.scales.get_unchecked(g * scales..(g + 1) * scales),
                 d: if Q6 { self.d.as_chunks().0.get_unchecked(g) } else { &[0; 2] },
-                x: self.x.get_unchecked(g * values..(g + 1) * values),
-                start: self.start.get_unchecked(g),
             }
         }
     }
 }
 
-/// Activations, bytes of codes and bytes of scales of a group.
-const fn sizes<const Q6: bool>() -> (usize, usize, usize) {
-    if Q6 { (256, super::Q6_CODES, GROUP) } else { (512, super::Q8_CODES, 2 * GROUP) }
-}
-
-/// One row of weights times one of activations, before the activation scale.
-#[inline(always)]
-fn dot<S: Simd, const Q6: bool>(simd: S, layout: Layout, row: &[u8], x: &[i8], start: &[i32]) -> f32 {
-    let pair = Pair::new::<Q6>(layout, row, x, start);
-    let groups = layout.groups();
-    let mut sum = S::F32::splat(simd, 0.0);
-    let mut g = 0;
-    while g + STEP <= groups {
-        let mut products = [0.0; STEP * GROUP];
-        let (lanes, _) = products.as_chunks_mut::<GROUP>();
-        // SAFETY: a step's groups are there.
-        unsafe {
-            simd.group_products::<Q6>(pair.group::<Q6>(g), &mut lanes[0]);
-            simd.group_products::<Q6>(pair.group::<Q6>(g + 1), &mut lanes[1]);
-            simd.group_products::<Q6>(pair.group::<Q6>(g + 2), &mut lanes[2]);
-            simd.group_products::<Q6>(pair.group::<Q6>(g + 3), &mut lanes[3]);
-        }
-        sum = sum.add(S::F32::load(simd, &products));
-        g += STEP;
-    }
-    if g < groups {
-        // Lanes without a block get +0, which changes none: a lane is never -0, as it began at +0.
-        let mut products = [0.0; STEP * GROUP];
-        let (lanes, _) = products.as_chunks_mut::<GROUP>();
-        // SAFETY: every group is compared with their number.
-        unsafe {
-            simd.group_products::<Q6>(pair.group::<Q6>(g), &mut lanes[0]);
-            if g + 1 < groups {
-                simd.group_products::<Q6>(pair.group::<Q6>(g + 1), &mut lanes[1]);
-            }
-            if g + 2 < groups {
-                simd.group_products::<Q6>(pair.group::<Q6>(g + 2), &mut lanes[2]);
-            }
-        }
-        sum = sum.add(S::F32::load(simd, &products));
-    }
-    sum.fold()
+/// Bytes of codes and bytes of scales of a group.
+const fn sizes<const Q6: bool>() -> (usize, usize) {
+    if Q6 { (super::Q6_CODES, GROUP) } else { (super::Q8_CODES, 2 * GROUP) }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tersor_core::reference::{math, rope, rows};
-use tersor_core::{Error, PackedWeight, Result, codec};
+use tersor_core::{Error, Format, PackedWeight, Result};
 
 use super::Context;
 use crate::heads;
@@ -92,6 +92,20 @@ impl Body for ReluSquaredMul<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         rows::relu_squared_mul(self.gate, self.up, self.y);
+    }
+}
+
+struct WidenRow<'a> {
+    format: Format,
+    w: &'a [u8],
+    y: &'a mut [f32],
+}
+
+impl Body for WidenRow<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        super::dense::widen(simd, self.format, self.w, self.y);
     }
 }
 
@@ -220,7 +234,8 @@ impl<S: Simd> Context<'_, S> {
         if let Packed::Dense(bytes) = table.data::<Packed>(self.kernels.backend)? {
             let (cols, row_bytes) = (table.shape().cols(), bytes.len() / table.shape().rows());
             for (&id, y) in ids.iter().zip(y.chunks_exact_mut(cols)) {
-                codec::dense_row(table.format(), &bytes[id as usize * row_bytes..][..row_bytes], y);
+                let w = &bytes[id as usize * row_bytes..][..row_bytes];
+                self.kernels.isa.run(WidenRow { format: table.format(), w, y });
             }
         }
         Ok(())

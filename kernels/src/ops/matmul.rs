@@ -4,21 +4,18 @@
 //! rows, one for each task; a task works through tiles of weight rows x activation rows, whose sums fit on the stack. Codes are 0, 1, 2 for
 //! -1, 0, +1, so `sum(t * x) = sum(code * x) - sum(x)`, and the sums of the activation rows are made once.
 
-use tersor_core::codec::dense_row;
-use tersor_core::reference::lanes::LANES;
 use tersor_core::reference::matmul::{scaled, scaled_blocks};
-use tersor_core::{Activations, Epilogue, Format, Output, PackedWeight, Result};
+use tersor_core::{Activations, Epilogue, Output, PackedWeight, Result};
 
 use super::Context;
 use crate::heads;
 use crate::isa::{Body, Simd};
-use crate::lanes::{self, Lanes};
 use crate::pack::{BLOCK, BLOCK_BYTES, Codes, Packed, Scales, Ternary, row_bytes};
 use crate::split::{self, Parts};
 
 /// Weight rows and activation rows of a tile.
-const ROWS: usize = 16;
-const COLS: usize = 64;
+pub(super) const ROWS: usize = 16;
+pub(super) const COLS: usize = 64;
 
 /// Multiply-adds that one task should have at least, so that handing it out pays.
 pub(super) const TASK_MACS: usize = 1 << 18;
@@ -120,68 +117,6 @@ fn half_block<const HIGH: u32>(w: &[u8], x: &[i8]) -> i32 {
         lanes[p] = a.wrapping_add(b);
     }
     lanes.iter().map(|&l| i32::from(l)).sum()
-}
-
-/// Dense rows of `w` times `m` rows of `x`; results to `out[row * m + column]`.
-struct DenseRows<'a> {
-    format: Format,
-    w: &'a [u8],
-    row_bytes: usize,
-    x: &'a [f32],
-    k: usize,
-    out: &'a mut [f32],
-}
-
-impl Body for DenseRows<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let m = self.x.len() / self.k;
-        // Widening a row once pays when it meets more than one row of activations.
-        let mut wide = if m > 1 { vec![0.0; self.k] } else { Vec::new() };
-        for (w, out) in self.w.chunks_exact(self.row_bytes).zip(self.out.chunks_exact_mut(m)) {
-            if m > 1 {
-                dense_row(self.format, w, &mut wide);
-                self.x.chunks_exact(self.k).zip(out).for_each(|(x, y)| *y = lanes::dot(simd, &wide, x));
-            } else {
-                out[0] = match self.format {
-                    Format::F16 => widening_dot(simd, self.format, w, self.x, S::F32::load_f16),
-                    Format::BF16 => widening_dot(simd, self.format, w, self.x, S::F32::load_bf16),
-                    _ => {
-                        let mut sum = S::F32::splat(simd, 0.0);
-                        for (w, x) in w.chunks(4 * LANES).zip(self.x.chunks(LANES)) {
-                            let mut wide = [0.0; LANES];
-                            dense_row(self.format, w, &mut wide[..x.len()]);
-                            sum = sum.add(S::F32::load(simd, &wide).mul(S::F32::load_part(simd, x)));
-                        }
-                        sum.fold()
-                    }
-                };
-            }
-        }
-    }
-}
-
-/// A row of 2-byte weights times one row of activations, widened in registers.
-#[inline(always)]
-fn widening_dot<S: Simd>(
-    simd: S,
-    format: Format,
-    w: &[u8],
-    x: &[f32],
-    load: impl Fn(S, &[u8; 2 * LANES]) -> S::F32,
-) -> f32 {
-    let ((w, w_rest), (x, x_rest)) = (w.as_chunks::<{ 2 * LANES }>(), x.as_chunks::<LANES>());
-    let mut sum = S::F32::splat(simd, 0.0);
-    for (w, x) in w.iter().zip(x) {
-        sum = sum.add(load(simd, w).mul(S::F32::load(simd, x)));
-    }
-    if !x_rest.is_empty() {
-        let mut wide = [0.0; LANES];
-        dense_row(format, w_rest, &mut wide[..x_rest.len()]);
-        sum = sum.add(S::F32::load(simd, &wide).mul(S::F32::load_part(simd, x_rest)));
-    }
-    sum.fold()
 }
 
 /// Where results go.
@@ -308,30 +243,6 @@ impl<S: Simd> Context<'_, S> {
                                 Scales::Blocks { .. } => sink.store_i32(at, count, sum),
                             }
                         }
-                    }
-                }
-            }
-        });
-    }
-
-    fn dense(self, format: Format, bytes: &[u8], n: usize, k: usize, x: &[f32], sink: &Sink<'_>) {
-        let m = x.len() / k;
-        let row_bytes = bytes.len() / n;
-        let kernels = self.kernels;
-        let tasks = split::task_count(self.executor, m * n * k, TASK_MACS / 4);
-        split::run(self.executor, tasks, |task| {
-            let rows = split::part_of(n, ROWS, tasks, task);
-            let mut out = [0.0; ROWS * COLS];
-            for first in rows.clone().step_by(ROWS) {
-                let count = ROWS.min(rows.end - first);
-                let w = &bytes[first * row_bytes..][..count * row_bytes];
-                for c0 in (0..m).step_by(COLS) {
-                    let cols = COLS.min(m - c0);
-                    let out = &mut out[..count * cols];
-                    kernels.isa.run(DenseRows { format, w, row_bytes, x: &x[c0 * k..][..cols * k], k, out });
-                    for c in 0..cols {
-                        // SAFETY: this task alone has these rows.
-                        unsafe { sink.store_f32((c0 + c) * n + first, count, |r| out[r * cols + c]) };
                     }
                 }
             }

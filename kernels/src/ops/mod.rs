@@ -1,6 +1,7 @@
 //! The ops of CPU backends: each splits its work into tasks and runs a body through the backend's token.
 
 mod attention;
+mod dense;
 mod float;
 mod matmul;
 mod panels;

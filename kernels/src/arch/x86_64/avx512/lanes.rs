@@ -47,6 +47,8 @@ unsafe impl HasAvx512 for Avx512Vbmi {}
 // SAFETY (all blocks): the lanes are made with a token, which is proof of AVX-512 F and DQ; loads and stores are within the
 // arrays, whose lengths are in their types.
 impl<S: HasAvx512> Lanes<S> for F32x64 {
+    const COLUMNS: usize = 4;
+
     #[inline(always)]
     fn splat(_: S, value: f32) -> Self {
         // SAFETY: as above.
