@@ -113,7 +113,9 @@ impl Pool {
                     .thread_name(|i| format!("tersor-{}", i + 1))
                     .build()
                     .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
-                if !processors.is_empty() {
+                if processors.is_empty() {
+                    pool.broadcast(|_| Processors::of_process().free_this_thread());
+                } else {
                     pool.broadcast(|worker| bind(worker.index() + 1)).into_iter().collect::<Result<Vec<_>, _>>()?;
                 }
                 let shared = shared.clone();
@@ -147,6 +149,21 @@ impl Processors {
             count: std::thread::available_parallelism().map_or(1, |n| n.get()),
         })
     }
+
+    /// Undoes a binding that this thread inherited from the one that started it, which another pool may have bound.
+    #[cfg(target_os = "linux")]
+    fn free_this_thread(&self) {
+        let mut all = rustix::thread::CpuSet::new();
+        for id in self.ids.iter().filter(|id| id.id < rustix::thread::CpuSet::MAX_CPU) {
+            all.set(id.id);
+        }
+        // Where the system refuses, the thread works on where its parent was bound to.
+        let _ = rustix::thread::sched_setaffinity(None, &all);
+    }
+
+    /// Elsewhere threads inherit no binding, or there is none.
+    #[cfg(not(target_os = "linux"))]
+    fn free_this_thread(&self) {}
 }
 
 impl Drop for Pool {
@@ -266,6 +283,37 @@ mod tests {
             // A bound caller can still make a pool on other processors, and the process has not become smaller.
             drop(Pool::bound(2, &ids).unwrap());
             assert_eq!(Pool::available(), available);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_pool_without_processors_is_free_of_the_binding_of_whoever_makes_it() {
+        let ids: Vec<usize> = core_affinity::get_core_ids().unwrap_or_default().iter().map(|id| id.id).collect();
+        if Pool::available() < 2 {
+            eprintln!("skipped: this process may use one processor, so that no worker is started");
+            return;
+        }
+        // In a thread of its own, for it stays bound.
+        std::thread::spawn(move || {
+            let _bound = Pool::bound(1, &[ids[0]]).unwrap();
+            let free = Pool::new(2).unwrap();
+            let caller = std::thread::current().id();
+            let seen = Mutex::new(Vec::new());
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while lock(&seen).is_empty() && Instant::now() < deadline {
+                free.run(2, &|_| {
+                    std::thread::sleep(Duration::from_millis(5));
+                    if std::thread::current().id() != caller {
+                        let here = core_affinity::get_core_ids().unwrap_or_default();
+                        lock(&seen).push(here.iter().map(|id| id.id).collect::<Vec<_>>());
+                    }
+                });
+            }
+            let seen = seen.into_inner().unwrap();
+            assert!(!seen.is_empty() && seen.iter().all(|s| *s == ids), "workers may use {seen:?} of {ids:?}");
         })
         .join()
         .unwrap();
