@@ -41,6 +41,8 @@ kernels! {
     Gemv1Wide = "gemv_1_wide", Gemv2 = "gemv_2", Gemv4 = "gemv_4",
     PadRows = "pad_rows", GemmBlocks = "gemm_blocks",
     GemmRows1 = "gemm_rows_1", GemmRows2 = "gemm_rows_2", GemmRows4 = "gemm_rows_4", GemmRows8 = "gemm_rows_8",
+    GemmRowsShort1 = "gemm_rows_short_1", GemmRowsShort2 = "gemm_rows_short_2", GemmRowsShort4 = "gemm_rows_short_4",
+    NormRows = "norm_rows", NormRowsWide = "norm_rows_wide", GateNormRows = "gate_norm_rows",
     GemmLarge = "gemm_large", AttentionGroup = "attention_group",
     DenseRowsF32 = "dense_rows_f32", DenseRowsF16 = "dense_rows_f16", DenseRowsBf16 = "dense_rows_bf16",
     DenseF32 = "dense_f32", DenseF16 = "dense_f16", DenseBf16 = "dense_bf16",
@@ -51,6 +53,23 @@ kernels! {
     QuantizeG64 = "quantize_g64", QuantizeG128 = "quantize_g128", QuantizeG256 = "quantize_g256",
     Pack = "pack", PackDense = "pack_dense", Dequantize = "dequantize", Convert = "convert",
 }
+
+/// Those with scores, tokens or sums in dynamic shared memory.
+const LARGE: [Kernel; 13] = [
+    Kernel::Attention,
+    Kernel::AttentionCluster,
+    Kernel::AttentionGroup,
+    Kernel::DenseRowsF32,
+    Kernel::DenseRowsF16,
+    Kernel::DenseRowsBf16,
+    Kernel::GemmRows1,
+    Kernel::GemmRows2,
+    Kernel::GemmRows4,
+    Kernel::GemmRows8,
+    Kernel::GemmRowsShort1,
+    Kernel::GemmRowsShort2,
+    Kernel::GemmRowsShort4,
+];
 
 /// The image for a GPU: its name in kernel names, and the bytes.
 fn image((major, _): (i32, i32)) -> (&'static str, &'static [u8]) {
@@ -186,11 +205,9 @@ impl Driver {
                 check("cuModuleGetFunction", sys::cuModuleGetFunction(&mut f, d.module, name.as_ptr()))?;
                 d.functions.push(f);
             }
-            // Scores of attention and tokens of dense products are in dynamic shared memory, beside less than 12 KiB of the
-            // kernels' own.
+            // Beside less than 12 KiB of the kernels' own.
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            use Kernel::{Attention, AttentionCluster, AttentionGroup, DenseRowsBf16, DenseRowsF16, DenseRowsF32};
-            for kernel in [Attention, AttentionCluster, AttentionGroup, DenseRowsF32, DenseRowsF16, DenseRowsBf16] {
+            for kernel in LARGE {
                 let f = d.functions[kernel as usize];
                 check("cuFuncSetAttribute", sys::cuFuncSetAttribute(f, attribute, d.dynamic_shared() as i32))?;
             }

@@ -18,8 +18,12 @@ const WIDE_TILES: u32 = 28;
 const GEMV_ROWS: u32 = 20;
 const PAIR_ROWS: u32 = 54;
 const TURNED_ROWS: u32 = 15;
-/// Warps of a block of `gemm_rows`, at most.
-const ROWS_WARPS: u32 = 10;
+/// Columns that `norm_rows` and `norm_rows_wide` have room for, and the threads of the latter.
+const NORM_COLS: u32 = 2560;
+const WIDE_NORM_COLS: u32 = 7168;
+const WIDE_NORM_THREADS: u32 = 896;
+/// Warps of a block of `gemm_rows_short`, and the tiles of a row that it has room for.
+const SHORT_WARPS: u32 = 10;
 
 /// Whether `next` continues the group that is held.
 pub(crate) fn continues(held: &[Item], next: &Item) -> bool {
@@ -223,7 +227,13 @@ impl Device {
                 let args = Args::new().u64(g.gate).u64(g.up).u64(g.y).u64(g.len as u64);
                 (Kernel::ReluSquaredMul, crate::pack::items(g.len), args)
             }
-            Item::Norm(n) => (Kernel::RmsNormQuantize, n.grid, norm_args(n).fault(n.fault)),
+            Item::Norm(n) => {
+                let (kernel, grid) = match rows_kernel(n, [n.x, n.w, n.q]) {
+                    Some((kernel, threads)) => (kernel, Grid::new(n.rows as u32, threads)),
+                    None => (Kernel::RmsNormQuantize, n.grid),
+                };
+                (kernel, grid, norm_args(n).fault(n.fault))
+            }
         };
         // SAFETY: whoever made the item took its addresses and lengths from checked operands; what is dropped in between
         // flushes the queue first. So below.
@@ -276,19 +286,24 @@ impl Device {
     /// As for `push`: the parts' addresses are of operands of their lengths, and `mode` says what the results are.
     pub(crate) unsafe fn gemm_rows(&self, parts: &[Gemv; 3], mode: u32) -> Result<()> {
         let Gemv { x, x_scales, m, tiles, .. } = parts[0];
-        let kernel = match m {
-            0..=8 => Kernel::GemmRows1,
-            9..=16 => Kernel::GemmRows2,
-            17..=32 => Kernel::GemmRows4,
-            _ => Kernel::GemmRows8,
+        let short = tiles <= SHORT_WARPS;
+        // The kernel, its warps, the words of a row of sums, and the places for sums.
+        let (kernel, warps, words, places) = match (m, short) {
+            (0..=8, true) => (Kernel::GemmRowsShort1, SHORT_WARPS, 40, 2),
+            (9..=16, true) => (Kernel::GemmRowsShort2, SHORT_WARPS, 40, 2),
+            (17..=32, true) => (Kernel::GemmRowsShort4, SHORT_WARPS, 40, 2),
+            (0..=8, false) => (Kernel::GemmRows1, 14, 40, 1),
+            (9..=16, false) => (Kernel::GemmRows2, 14, 40, 1),
+            (17..=32, false) => (Kernel::GemmRows4, 14, 40, 1),
+            (_, _) => (Kernel::GemmRows8, 8, 72, 1),
         };
         let args = Args::new().u64(x).u64(x_scales).u32(m).u32(tiles).u32(mode);
         let args = parts.iter().fold(args, |args, p| args.u64(p.w).u64(p.y).u32(p.n).f32(p.scale));
-        let blocks = parts.iter().map(|p| p.n.div_ceil(32)).sum();
-        // As few tiles for each warp as ten warps allow, and then as few warps.
-        let warps = tiles.div_ceil(tiles.div_ceil(ROWS_WARPS));
-        // SAFETY: by contract; parameters as in batch.cu.
-        unsafe { self.push(kernel, Grid::new(blocks, warps * 32), args) }
+        let groups: u32 = parts.iter().map(|p| p.n.div_ceil(32)).sum();
+        let blocks = if places == 2 { groups.min(self.driver.processors) } else { groups };
+        let grid = Grid { x: blocks, y: 1, threads: warps * 32, shared: 4 * places * warps * 32 * words };
+        // SAFETY: by contract; parameters as in batch.cu, with room for the sums of every warp.
+        unsafe { self.push(kernel, grid, args) }
     }
 
     fn rope_kv_write(&self, q: &Rope, k: &Rope, kv: &KvWrite) -> Result<()> {
@@ -302,8 +317,23 @@ impl Device {
 
     fn gate_norm(&self, g: &Gate, n: &Norm) -> Result<()> {
         let args = Args::new().u64(g.gate).u64(g.up).u64(g.y).u64(n.w).f32(n.eps).u32(n.cols);
+        let (kernel, grid) = match rows_kernel(n, [g.gate | g.up | g.y, n.w, n.q]) {
+            Some(_) => (Kernel::GateNormRows, Grid::new(n.rows as u32, WIDE_NORM_THREADS)),
+            None => (Kernel::GateNormQuantize, n.grid),
+        };
         // SAFETY: as in `single`.
-        unsafe { self.push(Kernel::GateNormQuantize, n.grid, args.u64(n.q).u64(n.scales).fault(n.fault)) }
+        unsafe { self.push(kernel, grid, args.u64(n.q).u64(n.scales).fault(n.fault)) }
+    }
+}
+
+/// The kernel that keeps rows in registers, and its threads, where the rows fit and all addresses are aligned for it.
+fn rows_kernel(n: &Norm, addresses: [Address; 3]) -> Option<(Kernel, u32)> {
+    let fits = n.cols.is_multiple_of(64) && addresses.iter().all(|a| a.is_multiple_of(16));
+    match n.cols {
+        _ if !fits => None,
+        cols if cols <= NORM_COLS => Some((Kernel::NormRows, NORM_COLS / 4)),
+        cols if cols <= WIDE_NORM_COLS => Some((Kernel::NormRowsWide, WIDE_NORM_THREADS)),
+        _ => None,
     }
 }
 

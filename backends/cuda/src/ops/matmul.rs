@@ -71,7 +71,7 @@ impl CudaStream {
         (m, n, k): (u32, u32, u32),
     ) -> Result<()> {
         let shared = 4 * stride * m.next_multiple_of(8).min(DENSE_TOKENS);
-        if m > 1 && shared <= self.device.driver.dynamic_shared() {
+        if m > 1 && stride >= 128 && shared <= self.device.driver.dynamic_shared() {
             let kernel = match format {
                 tersor_core::Format::F16 => Kernel::DenseRowsF16,
                 tersor_core::Format::BF16 => Kernel::DenseRowsBf16,
