@@ -4,9 +4,10 @@ use std::process::Command;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    // Grows with each commit and each checkout of another branch.
-    if std::path::Path::new("../.git/logs/HEAD").exists() {
-        println!("cargo::rerun-if-changed=../.git/logs/HEAD");
+    // Grows with each commit and each checkout of another branch. In a worktree it lies elsewhere.
+    let log = output("git", &["rev-parse", "--git-path", "logs/HEAD"]);
+    if std::path::Path::new(&log).exists() {
+        println!("cargo::rerun-if-changed={log}");
     }
     let var = |name: &str| std::env::var(name).unwrap_or_default();
     println!("cargo::rustc-env=TERSOR_BUILD_RUSTC={}", output(&var("RUSTC"), &["--version"]));

@@ -130,3 +130,21 @@ impl Linear {
         &self.packed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The way over device buffers is the same on any backend: one of the host stands in for a device.
+    #[test]
+    fn a_linear_layer_gives_the_same_over_device_buffers() {
+        let runtime = Runtime::with_config(Config::from_toml_str("select.device = \"cpu\"").unwrap()).unwrap();
+        let values: Vec<f32> = (0..64 * 256).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
+        let weight = runtime.quantize(&values, Shape::new(64, 256).unwrap(), Format::I2S).unwrap();
+        let linear = runtime.linear(&weight).unwrap();
+        let x: Vec<f32> = (0..3 * 256).map(|i| (i * 53 % 97) as f32 / 7.0).collect();
+        let mut y = vec![f32::NAN; 3 * 64];
+        linear.forward_on_device(&x, 256, &mut y).unwrap();
+        assert_eq!(y, linear.forward(&x).unwrap());
+    }
+}

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use tersor_backend_cuda::{CudaBackend, open_device};
-use tersor_core::{Buffer, Floats, Format, GroupSize, HostContext, QuantBackend, RawBuffer, Shape, bf16};
+use tersor_core::{Buffer, Error, Floats, Format, GroupSize, HostContext, QuantBackend, RawBuffer, Shape, bf16, codec};
 use tersor_pool::Pool;
 
 use crate::bench::noise;
@@ -16,6 +16,7 @@ const ROUNDS: usize = 5;
 pub(crate) fn run() -> bool {
     let threads = Pool::available();
     let gpu = open_device(0, &HostContext::new(Arc::new(Pool::new(threads).unwrap()))).unwrap();
+    let ok = equal(&gpu);
     let elements = 1 << 28;
     let shape = Shape::new(16_384, 16_384).unwrap();
     let data = noise(elements);
@@ -50,7 +51,46 @@ pub(crate) fn run() -> bool {
         }
     }
     crate::save("cuda-link", &gpu, json!(results));
-    true
+    ok
+}
+
+/// Tensors that go in pieces are quantized as the reference does, the last piece short, and the first of two NaN is found.
+fn equal(gpu: &CudaBackend) -> bool {
+    let shape = Shape::new(4099, 4096).unwrap();
+    let mut w = noise(shape.len());
+    let mut pinned = Buffer::<f32>::pinned(gpu, w.len()).unwrap();
+    pinned.as_host_mut().unwrap().copy_from_slice(&w);
+    let halves: Vec<bf16> = w.iter().map(|v| bf16::from_f32(*v)).collect();
+    let mut ok = true;
+    for format in Format::TERNARY.into_iter().chain(Format::GROUPED) {
+        for (ty, source) in [
+            ("f32", Floats::F32(&w)),
+            ("pinned f32", Floats::F32(pinned.as_host().unwrap())),
+            ("bf16", Floats::BF16(&halves)),
+        ] {
+            let want = codec::quantize(source, shape, format).unwrap();
+            let (mut codes, mut scales) = (vec![0x5a; want.codes().len()], vec![f32::NAN; want.scales().len()]);
+            let ran = gpu.quantize(source, shape, format, &mut codes, &mut scales);
+            let same = ran.is_ok() && codes == want.codes() && scales == want.scales();
+            if !same {
+                println!("{ty} -> {format}: DIFFERENT {ran:?}");
+            }
+            ok &= same;
+        }
+    }
+    (w[16_000_001], w[9_000_001]) = (f32::NAN, f32::NAN);
+    for format in [Format::I2S, Format::TQ1_0, Format::I2SGroup(GroupSize::G64)] {
+        let len = format.encoded_len(shape).unwrap();
+        let (mut codes, mut scales) = (vec![0; len.bytes], vec![0.0; len.scales]);
+        let found = gpu.quantize(Floats::F32(&w), shape, format, &mut codes, &mut scales);
+        let right = matches!(found, Err(Error::NotFinite { index: 9_000_001, .. }));
+        if !right {
+            println!("{format}: the NaN was NOT FOUND: {found:?}");
+        }
+        ok &= right;
+    }
+    println!("in pieces: {}", if ok { "equal to the reference" } else { "FAILED" });
+    ok
 }
 
 /// Gigabytes a second of `work` on `bytes`, the median of some rounds after one that warms up.

@@ -11,7 +11,8 @@ use std::sync::OnceLock;
 use tersor_backend_cuda::open_device;
 use tersor_backend_scalar as _;
 use tersor_core::{
-    Buffer, Error, Floats, Format, HostContext, Op, Probe, QuantBackend, Result, Shape, Weight, codec, entries,
+    Buffer, Error, Floats, Format, GroupSize, HostContext, Op, Probe, QuantBackend, Result, Shape, Weight, codec,
+    entries,
 };
 
 /// Builds the driver into a directory of its own; `stub` without all functions but one.
@@ -111,6 +112,13 @@ fn work(backend: &dyn QuantBackend) -> Result<()> {
     let shape = Shape::new(1, 299_008)?;
     let mut codes = vec![0; Format::I2S.encoded_len(shape)?.bytes];
     backend.quantize(Floats::F32(&large[..shape.len()]), shape, Format::I2S, &mut codes, &mut [])?;
+    // Large enough to go in pieces, with one scale and with many.
+    let (huge, shape) = (vec![0.5f32; 9 << 20], Shape::new(9, 1 << 20)?);
+    for format in [Format::I2S, Format::I2SGroup(GroupSize::G128)] {
+        let len = format.encoded_len(shape)?;
+        let (mut codes, mut scales) = (vec![0; len.bytes], vec![0.0; len.scales]);
+        backend.quantize(Floats::F32(&huge), shape, format, &mut codes, &mut scales)?;
+    }
     let w = codec::quantize(Floats::F32(&large[..4096]), Shape::new(4, 1024)?, Format::I2S)?;
     backend.pack(&w)?;
     backend.pack(&Weight::dense(Format::F32, Shape::new(2, 100)?, vec![0; 800])?)?;
