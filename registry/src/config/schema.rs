@@ -61,8 +61,8 @@ sections! {
 
     /// Memory budgets.
     Memory [memory] {
-        /// The most bytes that the pool of host buffers may hold: activations, the KV cache, logits. Packed weights are not
-        /// buffers.
+        /// The most bytes that the pool of host buffers may hold: activations, the KV cache, logits, and the page-locked memory
+        /// that copies to and from a GPU go through. Packed weights are not buffers.
         Now pool: Option<ByteSize> = None;
         /// Let backends use weights where they are, memory-mapped, instead of copying them.
         Later zero_copy: bool = true;
