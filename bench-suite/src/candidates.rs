@@ -74,6 +74,7 @@ impl Candidate {
             utilisation: None,
             checked: None,
             absent: None,
+            sequences: None,
         }
     }
 }

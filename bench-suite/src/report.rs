@@ -146,6 +146,8 @@ pub enum Measure {
     Prefill,
     /// Tokens one by one.
     Decode,
+    /// Tokens of several sequences, a step of all of them at a time.
+    DecodeBatch,
 }
 
 impl Measure {
@@ -160,7 +162,13 @@ impl Measure {
             Measure::Gemm => "gemm",
             Measure::Prefill => "prefill",
             Measure::Decode => "decode",
+            Measure::DecodeBatch => "decode_batch",
         }
+    }
+
+    /// Whether it is of the model as a whole.
+    pub const fn is_inference(self) -> bool {
+        matches!(self, Measure::Prefill | Measure::Decode | Measure::DecodeBatch)
     }
 
     /// What [`Work::units`] counts, for tables: one million or billion of them a second.
@@ -168,7 +176,7 @@ impl Measure {
         match self {
             Measure::Quantize | Measure::Dequantize | Measure::Pack | Measure::QuantizeRows => ("Melem/s", 1e6),
             Measure::Gemv | Measure::Gemm => ("GMAC/s", 1e9),
-            Measure::Prefill | Measure::Decode => ("tok/s", 1.0),
+            Measure::Prefill | Measure::Decode | Measure::DecodeBatch => ("tok/s", 1.0),
         }
     }
 }
@@ -220,6 +228,9 @@ pub struct Figure {
     pub checked: Option<String>,
     /// Why there is no figure, or what is wrong with the one that there is.
     pub absent: Option<String>,
+    /// Sequences at a time, where there are several. Units are theirs in sum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequences: Option<usize>,
 }
 
 impl Figure {
@@ -237,6 +248,11 @@ impl Figure {
     /// Units a second, in the unit of the measure.
     pub fn rate(&self) -> Option<f64> {
         Some(self.work.units / self.time?.median / self.measure.unit().1)
+    }
+
+    /// Units a second of each of several sequences.
+    pub fn each(&self) -> Option<f64> {
+        Some(self.rate()? / self.sequences? as f64)
     }
 
     /// Gigabytes a second.

@@ -27,6 +27,10 @@ pub struct Options {
     pub profile_quantization: bool,
     /// Tokens of a decode sample.
     pub tokens: usize,
+    /// Tokens of a prompt; `None`: 128, and 16 before those of a decode sample.
+    pub prompt: Option<usize>,
+    /// Decode so many sequences at a time, and measure nothing but inference.
+    pub batch: Option<usize>,
     /// Samples thrown away.
     pub warmup: usize,
     /// Samples wanted of each case; the budget may give fewer, and says so.
@@ -46,6 +50,8 @@ impl Default for Options {
             tokenizer: None,
             profile_quantization: false,
             tokens: 64,
+            prompt: None,
+            batch: None,
             warmup: 1,
             iterations: 10,
             budget: Duration::from_secs(100),
@@ -179,6 +185,9 @@ const INFERENCE: f64 = 18.0;
 impl Run<'_> {
     /// All phases. Inference, whose figures matter most, comes before the products, which take all that is left.
     fn phases(&mut self, file: &ModelFile, machine: &Machine, mut cold: Cold) -> MemoryUse {
+        if self.options.batch.is_some() {
+            return self.inference(file, machine, 1.0);
+        }
         let profile = if self.options.profile_quantization { PROFILE } else { 0.0 };
         let mut left = QUANTIZE + profile + ROWS + INFERENCE + PRODUCTS;
         let large = Large { elements: self.options.quantize_elements };
@@ -225,7 +234,7 @@ impl Run<'_> {
     }
 
     fn inference(&mut self, file: &ModelFile, machine: &Machine, share: f64) -> MemoryUse {
-        let (what, note) = Inference::new(file, self.options.tokens);
+        let (what, note) = Inference::new(file, self.options);
         self.notes.extend(note);
         let mut memory = MemoryUse::default();
         let format = linear_format(file);

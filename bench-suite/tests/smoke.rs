@@ -76,3 +76,19 @@ fn a_model_that_is_not_there_is_an_error_that_names_it() {
     let e = run(&registry(), &options, &mut |_| {}).unwrap_err().to_string();
     assert!(e.contains("no/such/model.gguf"), "{e}");
 }
+
+#[test]
+fn several_sequences_are_measured_in_sum_and_each_and_nothing_else_is() {
+    let options = Options { batch: Some(3), prompt: Some(6), iterations: 1, profile_quantization: false, ..tiny() };
+    let options = Options { budget: Duration::from_secs(20), ..options };
+    let report = run(&registry(), &options, &mut |_| {}).unwrap();
+    assert!(report.figures.iter().all(|f| f.measure.is_inference()), "{:?}", report.figures);
+    let several: Vec<_> = report.figures.iter().filter(|f| f.measure == Measure::DecodeBatch).collect();
+    assert_eq!(several.len(), 2, "with one thread and with two");
+    for f in several {
+        assert_eq!((f.shape.as_str(), f.sequences, f.work.units), ("3 sequences, 2 tokens after 6", Some(3), 6.0));
+        let (Some(all), Some(each)) = (f.rate(), f.each()) else { panic!("{f:?}") };
+        assert!((all - 3.0 * each).abs() < 1e-6 * all && f.checked.is_some(), "{f:?}");
+        assert!(output::terminal(&report).contains("tok/s each"));
+    }
+}

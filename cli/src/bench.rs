@@ -25,6 +25,7 @@ Examples:
   tersor bench --backend cpu-avx2 --threads 4          one backend, with 1 and with 4 threads
   tersor bench --model model.gguf --budget 600         another model, more samples
   tersor bench --profile-quantization                  quantization shape by shape, with packing and the way back
+  tersor bench --batch 32 --prompt-len 128             a model with 32 sequences at a time, in sum and each
   tersor bench --compare before/report.json            what changed since; refused where the machine differs
   tersor bench --json | jq '.figures[] | select(.measure == \"decode\") | {backend, isa, threads, time}'")]
 pub(crate) struct Args {
@@ -43,6 +44,17 @@ pub(crate) struct Args {
     /// Tokens of a decode sample
     #[arg(short = 'n', long, value_name = "N", default_value_t = Options::default().tokens, value_parser = at_least_one)]
     tokens: usize,
+
+    /// Tokens of a prompt [default: 128, and 16 before those of a decode sample]
+    #[arg(long, value_name = "P", value_parser = at_least_one)]
+    prompt_len: Option<usize>,
+
+    /// Decode N sequences at a time too, each after a prompt of its own; measures inference and nothing else
+    ///
+    /// Tokens per second are given in sum and for each sequence. (The key run.batch is something else: rows of a prompt that
+    /// go through the model together.)
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    batch: Option<usize>,
 
     /// Samples of each case that are thrown away
     #[arg(long, value_name = "W", default_value_t = Options::default().warmup)]
@@ -82,6 +94,8 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
         tokenizer: args.tokenizer.clone(),
         profile_quantization: args.profile_quantization,
         tokens: args.tokens,
+        prompt: args.prompt_len,
+        batch: args.batch,
         warmup: args.warmup,
         iterations: args.iterations,
         budget: Duration::from_secs(args.budget.max(1)),

@@ -23,6 +23,7 @@ mod doctor;
 mod explain;
 mod failure;
 mod inspect;
+mod many;
 mod memory;
 mod models;
 mod plugins;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tersor::core::{DType, OpSpec, Shape};
-use tersor::model::graph::required_ops;
+use tersor::model::graph::{required_batch_ops, required_ops};
 use tersor::model::source::{KernelConfig, TensorEntry};
 use tersor::model::{Linear, ModelFile, OpenOptions, Role, embedded};
 use tersor::registry::Choice;
@@ -52,12 +52,13 @@ impl Foreign {
 }
 
 /// The backend that runs a model: one that does every operation of the pass, for one token and for `batch` together.
-/// `wanted` is the format that the linear layers are brought into, or none; decision and error call the model `name`.
+/// With `sequences`, one that does them for so many at a time, each with `capacity` positions. `wanted` is the format that the linear layers are brought into, or none; decision and error call the model `name`.
 pub(crate) fn select(
     registry: &Registry,
     (model, name): (&ModelFile, &str),
     wanted: Option<Format>,
     (batch, capacity): (usize, usize),
+    sequences: Option<usize>,
 ) -> Result<Choice, Failure> {
     let config = model.config();
     let mut formats = Vec::new();
@@ -72,6 +73,13 @@ pub(crate) fn select(
     let format_of = |role| formats.iter().find(|(r, _)| *r == role).map_or((Format::F32, None), |(_, f)| *f);
     let mut specs = required_ops(config, format_of, 1, capacity)?;
     specs.extend(required_ops(config, format_of, batch.clamp(1, capacity), capacity)?);
+    if let Some(sequences) = sequences {
+        for (rows, drawn) in
+            [(1, 1), (sequences, sequences), (batch.clamp(1, capacity.saturating_mul(sequences)), sequences)]
+        {
+            specs.extend(required_batch_ops(config, format_of, rows, capacity, drawn)?);
+        }
+    }
     specs.extend(quantize_specs(model, wanted.unwrap_or(Format::I2S))?);
     let format = wanted.map(|f| format!(" in {f}")).unwrap_or_default();
     let what = format!("{name}{format} ({} kinds of operation)", specs.len());

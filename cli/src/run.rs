@@ -20,7 +20,7 @@ use crate::args::{Foreign, Place, format_names};
 use crate::context::{Context, note, stdout};
 use crate::failure::{Exit, Failure};
 use crate::text::{self, Table};
-use crate::{memory, models, quantize};
+use crate::{many, memory, models, quantize};
 
 /// Generate text, and say how fast and with what
 ///
@@ -34,21 +34,33 @@ Examples:
   tersor run --prompt 'The old king' --tokens 64
   tersor run --model model.gguf --temperature 0.8 --top-k 40 --seed 7
   tersor run --backend scalar --threads 1 --profile
+  tersor run --prompts lines.txt --at-once 32 --json      every line of a file, 32 at a time
   tersor run --format tl2                                 the same text from another format
   tersor run --json | jq '{text, decode_tok_s, backend}'
   tersor run --logits logits.safetensors --tokens 1")]
 pub(crate) struct Args {
     /// The model to run
     #[arg(long, value_name = "MODEL", default_value = embedded::NAME, long_help = models::WHAT_IS_A_MODEL)]
-    model: PathBuf,
+    pub(crate) model: PathBuf,
 
     /// The tokenizer.json to use, instead of the one in or beside the model
     #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
+    pub(crate) tokenizer: Option<PathBuf>,
 
     /// The text to continue
     #[arg(short, long, value_name = "TEXT", default_value = "Once upon a time")]
     prompt: String,
+
+    /// Continue every line of a file, several at a time; each text is the one that its line gives alone
+    ///
+    /// Empty lines are left out. With --json, one object with all texts; without, each line with its text, in the order of
+    /// the file, once all are done. Tokens per second are those of all in sum.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "logits", "profile"])]
+    pub(crate) prompts: Option<PathBuf>,
+
+    /// Lines of --prompts that go through the model at a time
+    #[arg(long, value_name = "N", default_value = "8", value_parser = at_least_one, requires = "prompts")]
+    pub(crate) at_once: usize,
 
     /// The most tokens to generate
     #[arg(short = 'n', long, value_name = "N", default_value = "128", value_parser = at_least_one)]
@@ -76,7 +88,7 @@ pub(crate) struct Args {
 
     /// Re-encode (or quantize) the linear layers to this format before packing, instead of the file's own
     #[arg(long, value_name = "FORMAT", value_parser = format_names())]
-    format: Option<Format>,
+    pub(crate) format: Option<Format>,
 
     /// Write the prompt's logits to a safetensors file: `logits`, f32, positions x vocabulary, and `token_ids`
     #[arg(long, value_name = "FILE")]
@@ -90,7 +102,7 @@ pub(crate) struct Args {
     pub(crate) place: Place,
 
     #[command(flatten)]
-    foreign: Foreign,
+    pub(crate) foreign: Foreign,
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -148,6 +160,9 @@ struct MeasuredOp {
 }
 
 pub(crate) fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
+    if let Some(prompts) = &args.prompts {
+        return many::run(context, args, prompts);
+    }
     let mut options = args.foreign.options()?;
     options.tokenizer.clone_from(&args.tokenizer);
     let file = models::open(&args.model, &options)?;
@@ -156,8 +171,13 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
     let options = generation(args, &context.config);
     let prompt = tokenizer.encode(&args.prompt)?;
     let capacity = file.config().context_length.min(prompt.len().saturating_add(options.tokens)).max(1);
-    let choice =
-        models::select(&registry, (&file, &args.model.display().to_string()), args.format, (options.batch, capacity))?;
+    let choice = models::select(
+        &registry,
+        (&file, &args.model.display().to_string()),
+        args.format,
+        (options.batch, capacity),
+        None,
+    )?;
     let (model, load) = load(&choice, &file, args.format)?;
     if let Some(path) = &args.logits {
         write_logits(&model, &prompt, path)?;
@@ -194,7 +214,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn generation(args: &Args, config: &Config) -> Options {
+pub(crate) fn generation(args: &Args, config: &Config) -> Options {
     let temperature = if args.greedy { 0.0 } else { args.temperature.unwrap_or(0.0) };
     // The hasher's keys are the operating system's random numbers.
     let seed = args.seed.or(config.run.seed).unwrap_or_else(|| RandomState::new().hash_one(0));
@@ -207,7 +227,7 @@ fn generation(args: &Args, config: &Config) -> Options {
     }
 }
 
-fn load(choice: &Choice, file: &ModelFile, format: Option<Format>) -> Result<(Model, Duration), Failure> {
+pub(crate) fn load(choice: &Choice, file: &ModelFile, format: Option<Format>) -> Result<(Model, Duration), Failure> {
     let start = Instant::now();
     let bar = quantize::progress_bar();
     let progress = |now: LoadProgress| {

@@ -176,3 +176,30 @@ fn debug_logs_show_the_spans_with_their_times() {
     let quiet = tersor(["run", "--tokens", "2", "--json"]);
     assert_eq!(quiet.stderr, "");
 }
+
+#[test]
+fn every_line_of_a_file_gets_the_text_that_it_gets_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("prompts.txt");
+    std::fs::write(&path, "Once upon a time\n\nThe old king had three daughters, and\nA\n").unwrap();
+    let path = path.to_str().unwrap();
+    let flags = ["--tokens", "12", "--temperature", "0.9", "--top-k", "40", "--seed", "5"];
+    for at_once in ["1", "2", "32"] {
+        let report =
+            tersor(["run", "--json", "--prompts", path, "--at-once", at_once].into_iter().chain(flags)).json(0);
+        let texts = report["texts"].as_array().unwrap();
+        assert_eq!(texts.len(), 3);
+        for text in texts {
+            let alone =
+                tersor(["run", "--json", "--prompt", text["prompt"].as_str().unwrap()].into_iter().chain(flags));
+            let alone = alone.json(0);
+            assert_eq!((&text["text"], &text["token_ids"]), (&alone["text"], &alone["token_ids"]), "{at_once} at once");
+        }
+        assert!(report["decode_tok_s"].as_f64().unwrap() > 0.0 && report["steps"].as_u64().unwrap() >= 11);
+    }
+    let out = tersor(["run", "--prompts", path, "--tokens", "3"]).ended(0);
+    assert_eq!(out.lines().count(), 3, "{out}");
+    assert!(out.starts_with("Once upon a time"), "{out}");
+    std::fs::write(path, "\n").unwrap();
+    assert!(tersor(["run", "--prompts", path]).failed(1).contains("no line with a prompt"));
+}

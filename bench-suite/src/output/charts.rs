@@ -32,7 +32,7 @@ pub(super) fn draw(report: &Report, directory: &Path) -> Result<Vec<Picture>> {
         for measure in measures {
             for shape in shapes(report, *measure) {
                 let of_shape = |f: &&Figure| {
-                    let all = f.threads == threads || matches!(measure, Measure::Prefill | Measure::Decode);
+                    let all = f.threads == threads || measure.is_inference();
                     f.time.is_some() && f.measure == *measure && f.shape == shape && all
                 };
                 let mut figures: Vec<&Figure> = report.figures.iter().filter(of_shape).collect();
@@ -59,7 +59,7 @@ fn shapes(report: &Report, measure: Measure) -> Vec<String> {
     shapes.sort_by(|a, b| b.1.total_cmp(&a.1));
     let most = match measure {
         Measure::Gemv | Measure::Gemm => 3,
-        Measure::Prefill | Measure::Decode | Measure::Quantize => 1,
+        Measure::Prefill | Measure::Decode | Measure::DecodeBatch | Measure::Quantize => 1,
         Measure::QuantizeRows | Measure::Dequantize | Measure::Pack => 0,
     };
     shapes.into_iter().take(most).map(|(s, _)| s.to_owned()).collect()

@@ -43,7 +43,7 @@ fn whole(out: &mut String, r: &Report, pictures: &[(String, String)]) -> std::fm
 pub(super) const SECTIONS: [(&str, &[Measure], &str); 6] = [
     (
         "Inference",
-        &[Measure::Prefill, Measure::Decode],
+        &[Measure::Prefill, Measure::Decode, Measure::DecodeBatch],
         "The model itself. Prefill and decode apart; the tokens of all candidates are equal, or the case has no figure.",
     ),
     (
@@ -114,7 +114,7 @@ fn head(out: &mut String, r: &Report) -> std::fmt::Result {
 
 fn table(out: &mut String, figures: &[&Figure]) -> std::fmt::Result {
     let (unit, _) = figures[0].measure.unit();
-    let inference = matches!(figures[0].measure, Measure::Prefill | Measure::Decode);
+    let inference = figures[0].measure.is_inference();
     let what = if inference { "phase" } else { "shape" };
     writeln!(
         out,
@@ -125,6 +125,10 @@ fn table(out: &mut String, figures: &[&Figure]) -> std::fmt::Result {
         let Some(time) = f.time else { continue };
         let op = f.measure.id();
         let shape = match f.measure {
+            Measure::DecodeBatch => {
+                let each = f.each().map_or_else(String::new, |each| format!(" ({} {unit} each)", number(each)));
+                format!("{op} {}{each}", f.shape)
+            }
             Measure::Prefill | Measure::Decode | Measure::Dequantize | Measure::Pack => format!("{op} {}", f.shape),
             _ => f.shape.clone(),
         };

@@ -112,6 +112,7 @@ pub(crate) mod tests {
                 utilisation: Some(0.93),
                 checked: Some("every result equals the reference's".into()),
                 absent: None,
+                sequences: None,
             }
         };
         let mut figures = vec![
@@ -122,6 +123,10 @@ pub(crate) mod tests {
             figure(Measure::QuantizeRows, "", "1x2560", 1, 1e-6),
             figure(Measure::Prefill, "avx2", "128 tokens", 2, 0.5),
             figure(Measure::Decode, "avx2", "64 tokens", 2, 0.4),
+            Figure {
+                sequences: Some(8),
+                ..figure(Measure::DecodeBatch, "avx2", "8 sequences, 64 tokens after 128", 2, 0.8)
+            },
             figure(Measure::Dequantize, "avx2", "512x512", 1, 1e-4),
             figure(Measure::Pack, "avx2", "512x512", 1, 1e-4),
         ];

@@ -29,7 +29,7 @@ fn whole(out: &mut String, r: &Report) -> std::fmt::Result {
         let figures: Vec<&Figure> =
             r.figures.iter().filter(|f| f.time.is_some() && measures.contains(&f.measure)).collect();
         let Some(first) = figures.first() else { continue };
-        let inference = matches!(first.measure, Measure::Prefill | Measure::Decode);
+        let inference = first.measure.is_inference();
         let unit = first.measure.unit().0;
         let rows = if inference { figures } else { fastest(&figures) };
         let labels: Vec<(String, String)> = rows.iter().map(|f| (label(f), f.candidate())).collect();
@@ -45,7 +45,7 @@ fn whole(out: &mut String, r: &Report) -> std::fmt::Result {
             let dash = || "-".to_owned();
             writeln!(
                 out,
-                "{label:<a$}  {candidate:<b$}  {:>3}  {:>8}  {:>6}  {:>9}  {:>7}  {:>4}  {:>4}",
+                "{label:<a$}  {candidate:<b$}  {:>3}  {:>8}  {:>6}  {:>9}  {:>7}  {:>4}  {:>4}{}",
                 f.threads,
                 f.rate().map_or_else(dash, number),
                 f.gigabytes().map_or_else(dash, number),
@@ -53,6 +53,7 @@ fn whole(out: &mut String, r: &Report) -> std::fmt::Result {
                 f.ratio().map_or_else(dash, |v| format!("{v:.2}")),
                 f.of_limit().map_or_else(dash, |v| format!("{:.0} %", 100.0 * v)),
                 f.utilisation.map_or_else(dash, |u| format!("{:.0} %", 100.0 * u)),
+                f.each().map_or_else(String::new, |each| format!("  {} {unit} each", number(each))),
             )?;
         }
     }
@@ -92,7 +93,7 @@ fn label(f: &Figure) -> String {
     match f.measure {
         Measure::QuantizeRows => f.shape.clone(),
         Measure::Quantize | Measure::Gemv | Measure::Gemm => format!("{} {}", f.shape, f.format),
-        Measure::Dequantize | Measure::Pack | Measure::Prefill | Measure::Decode => {
+        Measure::Dequantize | Measure::Pack | Measure::Prefill | Measure::Decode | Measure::DecodeBatch => {
             format!("{} {} {}", f.measure.id(), f.shape, f.format)
         }
     }

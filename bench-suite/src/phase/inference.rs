@@ -4,19 +4,24 @@ use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tersor::model::{Model, ModelFile, Session, SessionOptions, Tokenizer};
+use tersor::model::{Batch, BatchOptions, Model, ModelFile, Session, SessionOptions, Tokenizer};
 use tersor_core::SampleParams;
 
 use super::{Found, Setup, Timed, resident, set_floors};
 use crate::limits::{Collector, DeviceProbe, Int8Probe, Pattern, ReadProbe};
 use crate::report::{Figure, LimitKind, Measure, Work};
+use crate::run::Options;
 use crate::schedule::Sample;
 
 /// What is generated, and from what.
 pub(crate) struct Inference {
     pub(crate) prompt: Vec<u32>,
+    /// Tokens before those of a decode sample.
+    before: usize,
     /// Tokens of a decode sample.
     pub(crate) tokens: usize,
+    /// Prompts of several sequences, where they are asked for.
+    several: Vec<Vec<u32>>,
 }
 
 /// Tokens of the prompt: one batch.
@@ -33,11 +38,13 @@ const TEXT: &str = "A hungry Fox saw some fine bunches of Grapes hanging from a 
 const GREEDY: SampleParams = SampleParams { temperature: 0.0, top_k: None, seed: 0 };
 
 impl Inference {
-    /// A prompt of 128 tokens, or what the context leaves; second: a note where there is no tokenizer.
-    pub(crate) fn new(file: &ModelFile, tokens: usize) -> (Self, Option<String>) {
+    /// A prompt of 128 tokens or as many as are asked for, or what the context leaves; second: a note where there is no
+    /// tokenizer.
+    pub(crate) fn new(file: &ModelFile, options: &Options) -> (Self, Option<String>) {
         let context = file.config().context_length;
-        let tokens = tokens.clamp(1, (context / 2).max(1));
-        let len = PROMPT.min(context.saturating_sub(tokens)).max(1);
+        let tokens = options.tokens.clamp(1, (context / 2).max(1));
+        let len = options.prompt.unwrap_or(PROMPT).min(context.saturating_sub(tokens)).max(1);
+        let before = options.prompt.map_or(BEFORE, |_| len).min(len);
         let text = TEXT.repeat(4);
         let (prompt, note) = match Tokenizer::of(file).and_then(|t| t.encode(&text)) {
             Ok(ids) => (ids, None),
@@ -48,14 +55,17 @@ impl Inference {
                 (ids, Some(format!("the prompt is random tokens, because the model has no tokenizer: {e}")))
             }
         };
-        let prompt = prompt.iter().copied().cycle().take(len).collect();
-        (Inference { prompt, tokens }, note)
+        // Each sequence begins elsewhere in the text.
+        let text = |from: usize| prompt.iter().copied().cycle().skip(from).take(len).collect::<Vec<u32>>();
+        let several = (0..options.batch.unwrap_or(0)).map(|s| text(s * 7 % prompt.len().max(1))).collect();
+        (Inference { prompt: text(0), before, tokens, several }, note)
     }
 }
 
 /// A candidate's session and what it does.
 struct Running {
     session: Session,
+    batch: Option<Batch>,
     linear: f64,
     bytes: f64,
 }
@@ -107,25 +117,41 @@ impl Loaded {
         let model = Model::load(candidate.backend.clone(), file, |_| {})?;
         let capacity = what.prompt.len() + what.tokens;
         let session = Session::new(&model, SessionOptions { capacity: Some(capacity), ..Default::default() })?;
+        let batch = match what.several.len() {
+            0 => None,
+            sequences => {
+                let options = BatchOptions { sequences, capacity: Some(capacity), ..BatchOptions::default() };
+                Some(Batch::new(&model, options)?)
+            }
+        };
         let (linear, bytes) = (model.config().linear_elements() as f64, model.bytes_per_token() as f64);
-        Ok((Running { session, linear, bytes }, model.weight_bytes() as u64))
+        Ok((Running { session, batch, linear, bytes }, model.weight_bytes() as u64))
     }
 
     /// Runs prompts and decodes, candidates in turn.
     pub(crate) fn measure(&self, setup: &mut Setup<'_>, what: &Inference, format: &str, budget: Duration) -> Found {
         let mut found = Found::default();
         let bytes = self.weights.iter().map(|(_, b)| *b as usize).max().unwrap_or(0).min(1 << 30);
-        for measure in [Measure::Prefill, Measure::Decode] {
-            let first_ids: OnceCell<Vec<u32>> = OnceCell::new();
+        let several = what.several.len();
+        let measures = [Measure::Prefill, Measure::Decode, Measure::DecodeBatch];
+        for measure in measures.into_iter().take(if several > 0 { 3 } else { 2 }) {
+            let first_ids: OnceCell<Result<Vec<u32>, String>> = OnceCell::new();
             let mut cases = Vec::new();
             for (i, (candidate, run)) in setup.candidates.all.iter().zip(&self.runs).enumerate() {
                 let tokens = if measure == Measure::Prefill { what.prompt.len() } else { what.tokens };
-                let mut figure = candidate.figure(measure, format, format!("{tokens} tokens"));
+                let batch = measure == Measure::DecodeBatch;
+                let shape = match batch {
+                    true => format!("{several} sequences, {tokens} tokens after {}", what.prompt.len()),
+                    false => format!("{tokens} tokens"),
+                };
+                let mut figure = candidate.figure(measure, format, shape);
+                figure.sequences = batch.then_some(several);
                 figure.working_set = bytes as u64;
                 if let Ok(run) = run {
-                    let (run, n) = (run.borrow(), tokens as f64);
-                    // A prompt of one batch reads the weights once; decoding reads them for each token.
-                    let passes = if measure == Measure::Prefill { 1.0 } else { n };
+                    let (run, n) = (run.borrow(), (tokens * if batch { several } else { 1 }) as f64);
+                    // A prompt of one batch reads the weights once; decoding reads them for each token, or for a step of all
+                    // sequences.
+                    let passes = if measure == Measure::Prefill { 1.0 } else { tokens as f64 };
                     figure.work = Work { units: n, bytes: passes * run.bytes, macs: n * run.linear };
                 }
                 let first_ids = &first_ids;
@@ -133,11 +159,16 @@ impl Loaded {
                     let run = &mut *run.as_ref().map_err(Clone::clone)?.borrow_mut();
                     let (sample, ids) = match measure {
                         Measure::Prefill => run.prefill(&what.prompt),
-                        _ => run.decode(&what.prompt[..what.prompt.len().min(BEFORE)], what.tokens),
+                        Measure::DecodeBatch => run.decode_batch(&what.several, what.tokens),
+                        _ => run.decode(&what.prompt[..what.before], what.tokens),
                     }
                     .map_err(|e| e.to_string())?;
-                    figure.kernels = run.session.kernels().iter().map(|k| (*k).to_owned()).collect();
-                    let want = first_ids.get_or_init(|| ids.clone());
+                    let kernels =
+                        if batch { run.batch.as_ref().map_or(&[][..], Batch::kernels) } else { run.session.kernels() };
+                    figure.kernels = kernels.iter().map(|k| (*k).to_owned()).collect();
+                    // Of several sequences, the last is also held against itself alone.
+                    let check = || if batch { run.alone(what, &ids).map(|()| ids.clone()) } else { Ok(ids.clone()) };
+                    let want = first_ids.get_or_init(check).as_ref().map_err(Clone::clone)?;
                     figure.checked = Some("every token equals the first candidate's".to_owned());
                     match ids.iter().zip(want).position(|(got, want)| got != want) {
                         Some(at) => Err(format!("WRONG RESULT: token {at} is {} but should be {}", ids[at], want[at])),
@@ -198,6 +229,34 @@ impl Running {
             Ok::<_, tersor::model::Error>(())
         })?;
         Ok((sample, vec![id]))
+    }
+
+    /// Ids step by step, those of a step in the order of the prompts.
+    fn decode_batch(&mut self, prompts: &[Vec<u32>], tokens: usize) -> tersor::model::Result<(Sample, Vec<u32>)> {
+        let Some(batch) = &mut self.batch else {
+            return Ok((Sample::time(1, || Ok::<_, tersor::model::Error>(()))?, Vec::new()));
+        };
+        (0..prompts.len()).for_each(|slot| batch.remove(slot));
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let mut ids: Vec<u32> = batch.add(&prompts, GREEDY)?.iter().map(|d| d.id).collect();
+        let sample = Sample::time(1, || {
+            for _ in 0..tokens {
+                ids.extend(batch.step()?.iter().map(|d| d.id));
+            }
+            Ok::<_, tersor::model::Error>(())
+        })?;
+        Ok((sample, ids))
+    }
+
+    /// Whether the last of several sequences has the tokens that it has alone.
+    fn alone(&mut self, what: &Inference, ids: &[u32]) -> Result<(), String> {
+        let Some(prompt) = what.several.last() else { return Ok(()) };
+        let (_, want) = self.decode(prompt, what.tokens).map_err(|e| e.to_string())?;
+        let got = ids.iter().skip(what.several.len() - 1).step_by(what.several.len());
+        match got.zip(&want).position(|(got, want)| got != want) {
+            Some(at) => Err(format!("WRONG RESULT: token {at} of the last sequence is not the one that it has alone")),
+            None => Ok(()),
+        }
     }
 
     fn decode(&mut self, prompt: &[u32], tokens: usize) -> tersor::model::Result<(Sample, Vec<u32>)> {
