@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Plugins as outsiders build them: the template as `cargo generate` expands it, the Rust example by a compiler that is not the
+# host's, the C example by gcc and by clang; and both sides of the boundary under AddressSanitizer.
+#
+#   .ci/plugins.sh [template|compilers|sanitizer]...      default: all three
+#
+#   PLUGIN_RUST   the other Rust compiler, a rustup toolchain (default 1.96.0)
+#
+# Where rustup has none, Debian's own compiler takes its place.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+# A plugin that others may write to is refused.
+umask 022
+
+tersor() { target/release/tersor "$@"; }
+
+# conforms MANIFEST: loads it out of process, and judges it.
+conforms() {
+    tersor plugins check "$1"
+    tersor conform "$1" >"$WORK/report" || { cat "$WORK/report"; return 1; }
+    tail -n 3 "$WORK/report"
+}
+
+# The placeholders that plugins/template uses, and against the crates of this tree.
+template() {
+    local to=$WORK/acme-npu file
+    cp -r plugins/template "$to"
+    rm "$to/cargo-generate.toml"
+    find "$to" -type f -print0 | while IFS= read -r -d '' file; do
+        sed -i -e 's/{{project-name}}/acme-npu/g; s/{{crate_name}}/acme_npu/g; s/{{publisher}}/Acme/g' \
+            -e "s|^tersor-core = .*|tersor-core = { path = \"$PWD/core\" }|" \
+            -e "s|^tersor-abi = .*|tersor-abi = { path = \"$PWD/abi\" }|" "$file"
+    done
+    if grep -rn '{{' "$to"; then
+        say "a placeholder is left"
+        return 1
+    fi
+    cp plugins/rust-example/Cargo.lock "$to/"
+    sed -i 's/^name = "bitplanes"/name = "acme-npu"/' "$to/Cargo.lock"
+    make -s -C "$to" OUT="$WORK/template"
+    conforms "$WORK/template/acme-npu.toml"
+}
+
+# other_rust COMMAND...: with a Rust compiler that is not the one that built the host.
+other_rust() {
+    local toolchain=${PLUGIN_RUST:-1.96.0}
+    if command -v rustup >/dev/null && timeout 300 rustup toolchain install "$toolchain" --profile minimal --no-self-update; then
+        RUSTUP_TOOLCHAIN=$toolchain "$@"
+    else
+        apt_need /usr/bin/cargo=cargo-web /usr/bin/rustc=rustc-web
+        PATH=/usr/bin:$PATH RUSTUP_TOOLCHAIN='' "$@"
+    fi
+}
+
+compilers() {
+    local host theirs
+    host=$(rustc --version)
+    theirs=$(other_rust rustc --version)
+    say "host: $host; plugin: $theirs"
+    [[ $host != "$theirs" ]] || { say "the plugin's compiler has to be another one"; return 1; }
+    CARGO_TARGET_DIR='' other_rust env -u CARGO_TARGET_DIR make -s -C plugins/rust-example OUT="$WORK/rust" \
+        CARGO_FLAGS="--target-dir $WORK/target" BUILT="$WORK/target/release/libbitplanes.so"
+    strings -a "$WORK/rust/libbitplanes.so" | grep -m 1 -o 'rustc version [0-9.]*' || true
+    conforms "$WORK/rust/bitplanes.toml"
+    apt_need gcc=gcc clang=clang
+    local cc
+    for cc in gcc clang; do
+        make -s -C plugins/c-example CC=$cc OUT="$WORK/$cc"
+        conforms "$WORK/$cc/i2s-c.toml"
+    done
+}
+
+# The adapter, the macro's entries and the loader with every access to memory checked. The compiler's own, unstable flag; the
+# runtime comes with the standard library.
+sanitizer() {
+    local target
+    target=$(rustc -vV | sed -n 's/^host: //p')
+    RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=detect_leaks=0 CARGO_PROFILE_DEV_DEBUG=0 \
+        cargo test -p tersor-abi --target "$target" --target-dir target/sanitizer --lib --test boundary --test conformance
+}
+
+[[ $# != 0 ]] || set -- template compilers sanitizer
+[[ -x target/release/tersor ]] || cargo build --release
+for part in "$@"; do
+    say "-- $part"
+    "$part"
+done
