@@ -4,10 +4,10 @@ use std::io::Write;
 use std::sync::Arc;
 
 use serde::Serialize;
-use tersor::Registry;
-use tersor::core::{Executor, Inline, Probe, QuantBackend};
+use tersor::core::{Executor, Inline, OpSpec, Probe, QuantBackend};
 use tersor::registry::Pool;
 use tersor::registry::config::TuneMode;
+use tersor::{Format, Registry};
 use tersor_bench::limits;
 use tersor_bench::machine::Machine;
 use tersor_bench::report::LimitKind;
@@ -61,8 +61,11 @@ pub(crate) fn run(context: &Context, _: &Args) -> Result<Exit, Failure> {
     let machine = Machine::detect();
     let mut findings = vec![caches(&machine)];
     findings.extend(backends(&registry));
+    findings.push(alignment(&registry));
     findings.push(threads(&registry, &machine));
-    findings.push(huge_pages());
+    findings.push(huge_pages(context.config.memory.zero_copy));
+    findings.push(gpu(&registry));
+    findings.push(driver());
     findings.push(tuning(&registry));
     let bandwidth = bandwidth(&registry, &machine);
     findings.push(bus(&bandwidth));
@@ -139,26 +142,92 @@ fn threads(registry: &Registry, machine: &Machine) -> Finding {
     }
 }
 
-/// Packed weights are read from end to end; with small pages that costs a page walk every 4 KiB.
-fn huge_pages() -> Finding {
+/// Where the buffers of the first backend that opens begin, against the vectors that it loads from them.
+fn alignment(registry: &Registry) -> Finding {
+    let host = |id: &str| registry.open(id).ok().filter(|backend| backend.info().is_host());
+    let Some(backend) = registry.found().iter().find_map(|found| host(found.entry.id)) else {
+        return fine("alignment", "no CPU backend opens");
+    };
+    let vector = match backend.info().isa.map(tersor::Isa::id) {
+        Some(id) if id.starts_with("avx512") || id.starts_with("amx") => 64,
+        Some(id) if id.starts_with("avx") => 32,
+        _ => 16,
+    };
+    let start = |bytes: usize| Some(backend.alloc(bytes).ok()?.as_host()?.as_ptr().addr());
+    // Small ones and large ones come from different places.
+    let Some(starts) = [100, 1 << 20, 64 << 20].into_iter().map(start).collect::<Option<Vec<_>>>() else {
+        return fine("alignment", "no buffer can be had: memory.pool is too small to look at one");
+    };
+    let zeros = starts.iter().map(|start| start.trailing_zeros().min(12)).min().unwrap_or(0);
+    let (found, id) = (1usize << zeros, &backend.info().id);
+    let text = format!("buffers of {id} begin at multiples of {found} bytes, its vectors have {vector}");
+    match found >= vector {
+        true => fine("alignment", text),
+        false => {
+            could("alignment", text, "a system allocator that aligns to cache lines: loads straddle two of them here")
+        }
+    }
+}
+
+/// Weights are read from end to end; with small pages that costs a page walk every 4 KiB. Packed ones ask for huge pages;
+/// what is used in place lies in the pages of the file.
+fn huge_pages(zero_copy: bool) -> Finding {
     let file = "/sys/kernel/mm/transparent_hugepage/enabled";
     let chosen = std::fs::read_to_string(file).ok().and_then(|text| {
         text.split_whitespace().find_map(|word| Some(word.strip_prefix('[')?.strip_suffix(']')?.to_owned()))
     });
+    let in_place = "embedding and head of float types are used in place, in the file's small pages";
     match chosen.as_deref() {
-        Some("always") => fine("huge pages", "given to every large allocation"),
+        None => fine("huge pages", "this system does not tell"),
+        Some("always" | "madvise") if zero_copy => could(
+            "huge pages",
+            format!("packed weights lie in them; {in_place}"),
+            "memory.zero_copy = false copies these too, if their memory can be spared",
+        ),
+        Some("always" | "madvise") => fine("huge pages", "all weights lie in them"),
         Some(other) => could(
             "huge pages",
-            format!("{other}: weights lie in small pages"),
-            format!("echo always | sudo tee {file} (ask whoever runs this machine), then measure again"),
+            format!("\"{other}\": weights lie in small pages"),
+            format!("echo madvise | sudo tee {file} (ask whoever runs this machine), then measure again"),
         ),
-        None => fine("huge pages", "this system does not tell"),
+    }
+}
+
+fn gpu(registry: &Registry) -> Finding {
+    let Some(cuda) = registry.found().iter().find(|found| found.entry.id == "cuda") else {
+        return fine("GPU", "this program has no GPU backend: it was built without the feature \"gpu\"");
+    };
+    let devices = match &cuda.probe {
+        Probe::Unusable { reason } => return fine("GPU", format!("none is usable: {reason}")),
+        Probe::Usable { devices } => devices,
+    };
+    let told = |d: &tersor::core::DeviceInfo| {
+        let memory = d.memory.map(|bytes| format!(" with {}", text::bytes(bytes))).unwrap_or_default();
+        format!("{} {}{memory}", d.index, d.name)
+    };
+    let list = devices.iter().map(told).collect::<Vec<_>>().join(", ");
+    match registry.select(&[OpSpec::matmul(Format::I2S, 1, 2560, 2560)]) {
+        Ok(choice) if choice.decision.chosen == "cuda" => fine("GPU", list),
+        Ok(choice) => {
+            let why = choice.decision.rejected.into_iter().find(|r| r.id == "cuda").map_or(String::new(), |r| r.reason);
+            could("GPU", format!("{list}; not used: {why}"), "select.device = \"cuda\" (--device cuda) uses it")
+        }
+        Err(error) => could("GPU", format!("{list}; not used: {error}"), "take back what asks for another device"),
+    }
+}
+
+fn driver() -> Finding {
+    match std::fs::read_to_string("/proc/driver/nvidia/version") {
+        Ok(text) => fine("driver", text.lines().next().unwrap_or_default().trim()),
+        Err(_) if cfg!(target_os = "linux") => fine("driver", "no NVIDIA driver is loaded"),
+        Err(_) => fine("driver", "this system does not tell"),
     }
 }
 
 fn tuning(registry: &Registry) -> Finding {
     let known = registry.tuner().all_known().len();
-    let found = format!("tune.mode is \"{}\"; {known} products are measured on this machine", registry.tuner().mode());
+    let found =
+        format!("tune.mode is \"{}\"; {known} operations are measured on this machine", registry.tuner().mode());
     match (registry.tuner().mode(), known) {
         (_, 0) => could("tuning", found, "`tersor tune MODEL`, then tune.mode = \"cached\""),
         (TuneMode::Off, _) => could("tuning", found, "tune.mode = \"cached\" (TERSOR_TUNE_MODE=cached) uses them"),

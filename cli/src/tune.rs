@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use tersor::core::OpSpec;
+use tersor::core::{DType, OpSpec};
 use tersor::model::graph::required_ops;
 use tersor::model::{ModelFile, OpenOptions, Role, embedded};
 use tersor::registry::tune::cache::Contents;
+use tersor::registry::tune::key::not_measured;
 use tersor::registry::tune::record::Time;
 use tersor::registry::tune::{Basis, Effort, Record, Route, Workload};
 use tersor::{Format, Registry};
@@ -20,22 +21,24 @@ use crate::failure::{Exit, Failure};
 use crate::models;
 use crate::text::{Table, percent};
 
-/// Measure which kernel is fastest for each product of a model, and keep the winners
+/// Measure which kernel is fastest for each operation of a model, and keep the winners
 ///
-/// A candidate is a backend at one of its instruction set tiers. It must equal the oracle bit for bit before its time counts.
+/// Matrix products, attention and norms with activation quantization, for one token and for --batch together; and
+/// quantizing and dequantizing the linear layers. A candidate is a backend at one of its instruction set tiers, or with fewer
+/// threads. It must equal the oracle bit for bit before its time counts.
 /// Weights are cold: samples rotate over more copies than the cache holds, or over the model's own size where that is
 /// smaller. What is known already is not measured again. Programs use the winners unless tune.mode is "off".
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
-  tersor tune                              the products of the model that comes along
+  tersor tune                              the operations of the model that comes along
   tersor tune model.gguf --batch 128       one token, and 128 together
   tersor tune --full                       measure again what is known
   tersor tune --json | jq '.routes[] | {key, chosen}'
   tersor tune --export winners.json        what is known on this machine
   tersor tune --clear                      forget it")]
 pub(crate) struct Args {
-    /// The model whose products are measured
+    /// The model whose operations are measured
     #[arg(value_name = "MODEL", default_value = embedded::NAME, long_help = models::WHAT_IS_A_MODEL)]
     model: PathBuf,
 
@@ -134,9 +137,9 @@ fn said(context: &Context, what: &'static str, path: Option<&Path>, keys: usize)
 
 fn measure(context: &Context, registry: &Registry, args: &Args) -> Result<Exit, Failure> {
     let model = models::open(&args.model, &OpenOptions::default())?;
-    let (specs, bytes) = products(&model, args.format, args.batch as usize)?;
+    let (specs, bytes) = operations(&model, args.format, args.batch as usize)?;
     let bar = ProgressBar::new(specs.len() as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} products, {elapsed}") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} operations, {elapsed}") {
         bar.set_style(style);
     }
     bar.tick();
@@ -166,8 +169,9 @@ fn measure(context: &Context, registry: &Registry, args: &Args) -> Result<Exit, 
     Ok(Exit::Done)
 }
 
-/// The matrix products of a model, for one token and for `batch` together, and the bytes of all its matrices.
-fn products(model: &ModelFile, wanted: Option<Format>, batch: usize) -> Result<(Vec<OpSpec>, u64), Failure> {
+/// What is measured of a model: its pass for one token and for `batch` together, quantizing and dequantizing its linear
+/// layers; and the bytes of all its matrices.
+fn operations(model: &ModelFile, wanted: Option<Format>, batch: usize) -> Result<(Vec<OpSpec>, u64), Failure> {
     let config = model.config();
     let mut formats = Vec::new();
     let mut bytes = 0;
@@ -188,17 +192,31 @@ fn products(model: &ModelFile, wanted: Option<Format>, batch: usize) -> Result<(
     let mut specs = Vec::new();
     for rows in [1, batch.min(config.context_length)] {
         for spec in required_ops(config, format_of, rows, config.context_length)? {
-            if matches!(spec, OpSpec::MatMul { .. }) && !specs.contains(&spec) {
+            if not_measured(&spec).is_none() && !specs.contains(&spec) {
                 specs.push(spec);
             }
         }
+    }
+    for (role, format) in formats.iter().filter(|(role, _)| role.is_linear()) {
+        let (rows, cols) = role.shape(config);
+        let (format, shape) = (*format, tersor::Shape::new(rows, cols)?);
+        let once = [
+            OpSpec::Quantize { from: DType::F32, format, shape },
+            OpSpec::Dequantize { format, to: DType::F32, shape },
+        ];
+        once.into_iter().for_each(|spec| {
+            if !specs.contains(&spec) {
+                specs.push(spec);
+            }
+        });
     }
     Ok((specs, bytes))
 }
 
 fn print(report: &Report<'_>) -> Result<(), Failure> {
     let mut out = stdout();
-    let mut table = Table::new(&["product", "winner", "time", "runner-up", "margin", "+-", "samples"], &[1, 3]);
+    let mut table =
+        Table::new(&["operation", "winner", "time", "runner-up", "margin", "+- (95 %)", "samples"], &[1, 3]);
     for route in report.routes {
         let mut row = vec![route.key.clone(), route.chosen.clone()];
         match (&route.basis, route.basis.record()) {

@@ -50,6 +50,9 @@ pub struct HostContext {
     log: Arc<LogFn>,
     cancelled: Arc<AtomicBool>,
     memory: Arc<HostMemory>,
+    /// Whether a packing may use a weight's own bytes in place, which are often those of a mapped file. Where not, backends
+    /// copy them.
+    pub zero_copy: bool,
     /// Use kernels of this tier, and fail where the backend or the machine lacks it; `None`: the best there is.
     pub isa: Option<Isa>,
     /// Use the device with this number, and fail where there is none; `None`: the backend's first.
@@ -64,6 +67,7 @@ impl HostContext {
             log: Arc::new(|_, _| {}),
             cancelled: Arc::default(),
             memory: Arc::default(),
+            zero_copy: true,
             isa: None,
             device: None,
         }
@@ -89,6 +93,12 @@ impl HostContext {
     /// The same with a device that must be used.
     pub fn with_device(mut self, device: Option<usize>) -> Self {
         self.device = device;
+        self
+    }
+
+    /// The same with packings that may use a weight's own bytes, or not.
+    pub fn with_zero_copy(mut self, zero_copy: bool) -> Self {
+        self.zero_copy = zero_copy;
         self
     }
 

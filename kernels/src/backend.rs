@@ -135,6 +135,7 @@ impl<S: Simd> QuantBackend for CpuBackend<S> {
             layouts: &self.layouts,
             executor: self.host.executor(),
             arena: &self.arena,
+            zero_copy: self.host.zero_copy,
         };
         packer.pack(weight)
     }

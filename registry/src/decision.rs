@@ -30,7 +30,7 @@ pub struct Decision {
     pub kernels: Vec<&'static str>,
     /// The candidates that were not chosen.
     pub rejected: Vec<Rejected>,
-    /// Who runs each product and by what measurement; empty where nothing was to be measured.
+    /// Who runs each operation that is measured, and by what measurement; empty where nothing was to be measured.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
 }
@@ -55,9 +55,9 @@ pub enum Reason {
         /// The priority.
         priority: i32,
     },
-    /// Products were measured; the routes have the times.
+    /// It was measured; the routes have the times.
     Measured {
-        /// Products with a measurement.
+        /// Operations with a measurement.
         measured: usize,
         /// All of them.
         of: usize,
@@ -86,7 +86,7 @@ impl fmt::Display for Reason {
             Reason::Priority { priority } => {
                 write!(f, "highest static priority ({priority}); nothing has been measured")
             }
-            Reason::Measured { measured, of } => write!(f, "measured ({measured} of {of} products)"),
+            Reason::Measured { measured, of } => write!(f, "measured ({measured} of {of} operations)"),
             Reason::Fallback { reason } => write!(f, "cuda-or-cpu fell back to the CPU: {reason}"),
         }
     }

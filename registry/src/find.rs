@@ -81,6 +81,7 @@ impl Registry {
         let host = HostContext::new(Arc::new(Pool::bound(threads, &processors)?))
             .with_isa(isa)
             .with_device(device)
+            .with_zero_copy(config.memory.zero_copy)
             .with_memory(Arc::new(HostMemory::new(budget)))
             .with_log(|level, message| match level {
                 LogLevel::Error => tracing::error!("{message}"),
@@ -90,7 +91,8 @@ impl Registry {
             });
         // What measurements depend on is the machine, whatever plugins say about it.
         let own: Vec<Found> = found.iter().filter(|f| matches!(f.entry.origin, Origin::Linked(_))).cloned().collect();
-        let tuner = Arc::new(Tuner::new(&config.tune, Fingerprint::of(&own)));
+        let tuner = Tuner::new(&config.tune, Fingerprint::of(&own)).with_host(host.clone());
+        let tuner = Arc::new(tuner);
         let registry = Registry { config, found, plugins, host, open: DashMap::new(), tiers: Tiers::new(), tuner };
         for (key, ids) in
             [("select.order", &registry.config.select.order), ("select.deny", &registry.config.select.deny)]

@@ -81,8 +81,9 @@ pub(crate) fn planted(kind: &str, directory: &Path, first: bool) -> Outcome<Deci
 pub(crate) fn run(kind: &str, args: &[&str]) -> Outcome<()> {
     let directory = PathBuf::from(args.first().ok_or("a directory is needed")?);
     match (kind, args) {
-        ("select", _) => say(&start(&directory, None)?),
-        ("full", _) => say(&start(&directory, Some(Effort::Unlimited))?),
+        ("select", _) => say(&start(&directory, "", None)?),
+        ("alone", _) => say(&start(&directory, "threads.count = 1", None)?),
+        ("full", _) => say(&start(&directory, "", Some(Effort::Unlimited))?),
         ("write", _) => crash::write(&directory),
         ("slow", [_, place]) => say(&race(&directory, Alter::Slower(1.1), *place == "first")?),
         ("wrong", [_, place]) => say(&race(&directory, Alter::Wrong, *place == "first")?),
@@ -95,11 +96,11 @@ fn say(answer: &impl Serialize) -> Outcome<()> {
     Ok(())
 }
 
-fn start(directory: &Path, effort: Option<Effort>) -> Outcome<Answer> {
+fn start(directory: &Path, lines: &str, effort: Option<Effort>) -> Outcome<Answer> {
     let work = Work::of_the_embedded_model()?;
     let workload = Workload { specs: &work.specs, weight_bytes: Some(work.bytes) };
     let begun = Instant::now();
-    let registry = work::registry(directory)?;
+    let registry = work::registry_with(directory, lines)?;
     let build = begun.elapsed();
     let begun = Instant::now();
     let choice = match effort {

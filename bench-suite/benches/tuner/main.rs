@@ -6,6 +6,7 @@
 mod altered;
 mod child;
 mod crash;
+mod operands;
 mod truth;
 mod work;
 
@@ -55,7 +56,7 @@ fn prove() -> Outcome<()> {
     starts(&mut promises, &cold, &place.path().join("cold-0"))?;
     let truth = Truth::measure()?;
     truth.print();
-    choices(&mut promises, &cold, &truth);
+    choices(&mut promises, &cold, &truth)?;
     planted(&mut promises, place.path())?;
     crash::together(&mut promises, &place.path().join("together"))?;
     crash::killed(&mut promises, &place.path().join("killed"))?;
@@ -70,8 +71,7 @@ fn starts(promises: &mut Promises, cold: &[Answer], warm: &Path) -> Outcome<()> 
     let most = cold.iter().map(|a| a.select).max().unwrap_or_default();
     let measured: usize = cold.iter().map(|a| a.routes.iter().filter(|r| r.measured).count()).sum();
     let all: usize = cold.iter().map(|a| a.routes.len()).sum();
-    let figure =
-        format!("{most:.0?} at most in {PROCESSES} cold starts; {measured} of {all} products measured within it");
+    let figure = format!("{most:.0?} at most in {PROCESSES} cold starts; {measured} of {all} ops measured within it");
     promises.hold("the budget of 300 ms is overrun by 10 % at most", figure, most <= BUDGET.mul_f64(1.1));
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     for route in cold.iter().flat_map(|a| &a.routes).filter(|r| !r.measured) {
@@ -86,7 +86,7 @@ fn starts(promises: &mut Promises, cold: &[Answer], warm: &Path) -> Outcome<()> 
     let all_known = cached.iter().all(|a| a.routes.iter().all(|r| r.measured));
     let (middle, last) = (&cached[PROCESSES / 2], &cached[PROCESSES - 1]);
     let figure = format!(
-        "{:.1?} in the median, of which {:.1?} are choosing; {:.1?} at most; all products known: {all_known}",
+        "{:.1?} in the median, of which {:.1?} are choosing; {:.1?} at most; all known: {all_known}",
         middle.build + middle.select,
         middle.select,
         last.build + last.select,
@@ -97,7 +97,7 @@ fn starts(promises: &mut Promises, cold: &[Answer], warm: &Path) -> Outcome<()> 
 }
 
 /// How good the choices of cold starts are, and whether processes agree.
-fn choices(promises: &mut Promises, cold: &[Answer], truth: &Truth) {
+fn choices(promises: &mut Promises, cold: &[Answer], truth: &Truth) -> Outcome<()> {
     let regrets: Vec<f64> = cold.iter().map(|answer| truth.regret(&answer.routes)).collect();
     let mean = regrets.iter().sum::<f64>() / regrets.len() as f64;
     let most = regrets.iter().copied().fold(0.0, f64::max);
@@ -114,7 +114,7 @@ fn choices(promises: &mut Promises, cold: &[Answer], truth: &Truth) {
         let Some((usual, _)) = votes.iter().max_by_key(|(_, n)| **n) else { continue };
         total += decided.len();
         for (other, count) in votes.iter().filter(|(name, _)| *name != usual) {
-            let apart = truth.apart(key, usual, other);
+            let apart = truth.apart(key, usual, other)?;
             println!("       {key}: {usual} wins, but {count} times {other}, {:.1} % apart", 100.0 * apart);
             flips += if apart > tersor::registry::tune::stats::TIE { *count } else { 0 };
         }
@@ -126,6 +126,7 @@ fn choices(promises: &mut Promises, cold: &[Answer], truth: &Truth) {
         figure,
         total > 0 && rate <= 0.02,
     );
+    Ok(())
 }
 
 /// Candidates whose faults are known.

@@ -40,10 +40,23 @@ impl Work {
         Ok(Work { model, specs, bytes })
     }
 
-    /// How many matrices of the model a product with this shape and format stands for.
-    pub(crate) fn matrices(&self, n: usize, k: usize, ternary: bool) -> usize {
+    /// How often a token passes through an op: that of a whole prompt counts for each of its tokens as its part.
+    pub(crate) fn uses(&self, spec: &OpSpec) -> f64 {
         let config = self.model.config();
-        Role::all(config).filter(|r| !r.is_norm() && r.is_linear() == ternary && r.shape(config) == (n, k)).count()
+        let matrices = |n: usize, k: usize, ternary: bool| {
+            Role::all(config).filter(|r| !r.is_norm() && r.is_linear() == ternary && r.shape(config) == (n, k)).count()
+        };
+        let (count, rows) = match *spec {
+            OpSpec::MatMul { format, m, n, k, .. } => (matrices(n, k, format.is_ternary()), m),
+            OpSpec::RmsNormQuantize { rows, cols } => {
+                let attention = config.heads * config.head_dim;
+                let norms = [config.hidden_size, attention, config.hidden_size, config.ffn_size];
+                (config.layers * norms.iter().filter(|n| **n == cols).count(), rows)
+            }
+            OpSpec::Attention { rows, .. } => (config.layers, rows),
+            _ => (0, 1),
+        };
+        count as f64 / rows as f64
     }
 }
 

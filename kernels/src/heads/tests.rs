@@ -33,7 +33,7 @@ fn case(format: Format, shape: Shape, m: usize, extreme: Option<(u8, i8)>) -> (W
 }
 
 fn packer<S: Simd>(isa: S, arena: &Arena) -> Packer<'_, S> {
-    Packer { backend: ID, isa, layouts: &[], executor: &Inline, arena }
+    Packer { backend: ID, isa, layouts: &[], executor: &Inline, arena, zero_copy: true }
 }
 
 fn check<S: Simd>(simd: S) {

@@ -2,7 +2,8 @@
 //!
 //! * *Panels* ([`panels`]) for kernels in intrinsics, at 2 or at 1.6 bits a weight.
 //! * *Blocks* for portable code: the layout of `i2_s`, 32 bytes for 128 consecutive weights of one row, rows padded to whole
-//!   blocks with zeros. An `i2_s` file has this layout already, so its bytes are used in place.
+//!   blocks with zeros. An `i2_s` file has this layout already, so its bytes are used in place, unless the host wants none of
+//!   that ([`HostContext::zero_copy`](tersor_core::HostContext::zero_copy)).
 
 pub mod panels;
 
@@ -44,7 +45,7 @@ pub struct Ternary {
 /// The codes of a packed weight.
 #[derive(Debug)]
 pub enum Codes {
-    /// Blocks, rows one after another, in the weight's own bytes.
+    /// Blocks, rows one after another, in the weight's own bytes or a copy of them.
     Borrowed(Bytes),
     /// The same, rewritten.
     Blocks(Region),
@@ -96,6 +97,8 @@ pub(crate) struct Packer<'a, S> {
     pub(crate) executor: &'a dyn Executor,
     /// Where packed bytes go.
     pub(crate) arena: &'a Arena,
+    /// Whether a weight's own bytes may be used in place.
+    pub(crate) zero_copy: bool,
 }
 
 /// The layout for a weight with one scale in all, or with several. Blocks of scales are whole steps at 2 bits alone.
@@ -128,8 +131,8 @@ impl<S: Simd> Packer<'_, S> {
         }
         let tag = |packing| PackTag { backend: self.backend.into(), packing };
         if !w.format().is_ternary() {
-            let data = Arc::new(Packed::Dense(w.shared_codes()));
-            return Ok(PackedWeight::new(tag("dense"), w, w.bytes(), true, data));
+            let data = Arc::new(Packed::Dense(self.own(w.shared_codes())?));
+            return Ok(PackedWeight::new(tag("dense"), w, w.bytes(), self.zero_copy, data));
         }
         let (rows, cols) = (w.shape().rows(), w.shape().cols());
         let scales = scales(self.backend, w)?;
@@ -147,7 +150,8 @@ impl<S: Simd> Packer<'_, S> {
                 (Codes::Panels(layout, region), by_panel(scales, layout.rows), false, layout.name())
             }
             None if in_place => {
-                (Codes::Borrowed(w.shared_codes().slice(..rows * row_bytes(cols))), scales, true, PACKING)
+                let codes = self.own(w.shared_codes().slice(..rows * row_bytes(cols)))?;
+                (Codes::Borrowed(codes), scales, self.zero_copy, PACKING)
             }
             None => {
                 let mut region = self.arena.region(rows * row_bytes(cols))?;
@@ -161,6 +165,16 @@ impl<S: Simd> Packer<'_, S> {
         };
         let bytes = codes.bytes().len() + 4 * scale_count;
         Ok(PackedWeight::new(tag(packing), w, bytes, borrowed, Arc::new(Packed::Ternary(Ternary { codes, scales }))))
+    }
+
+    /// Bytes that could serve as they are: themselves, or a copy in memory of ours.
+    fn own(&self, bytes: Bytes) -> Result<Bytes> {
+        if self.zero_copy {
+            return Ok(bytes);
+        }
+        let mut region = self.arena.region(bytes.len())?;
+        region.bytes_mut().copy_from_slice(&bytes);
+        Ok(Bytes::from_owner(region))
     }
 }
 
@@ -232,5 +246,41 @@ fn flat_row(bytes: &[u8], start: usize, out: &mut [i8]) {
     for (i, t) in out.iter_mut().enumerate() {
         let (block, at) = ((start + i) / BLOCK, (start + i) % BLOCK);
         *t = (bytes[block * BLOCK_BYTES + at % 32] >> (6 - 2 * (at / 32)) & 3) as i8 - 1;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use tersor_core::{Floats, Inline};
+
+    /// What could be used in place is, or is copied into aligned memory of ours, as the host wishes; nothing else changes.
+    #[test]
+    fn bytes_are_used_in_place_or_copied_as_the_host_wishes() {
+        let shape = Shape::new(3, 256).unwrap();
+        let values: Vec<f32> = (0..shape.len()).map(|i| (i % 5) as f32 - 2.0).collect();
+        let floats = Weight::dense(Format::F32, shape, bytemuck::cast_slice(&values).to_vec()).unwrap();
+        let ternary = codec::quantize(Floats::F32(&values), shape, Format::I2S).unwrap();
+        let arena = Arena::default();
+        for weight in [floats, ternary] {
+            let pack = |zero_copy| {
+                let isa = crate::Portable;
+                Packer { backend: "test", isa, layouts: &[], executor: &Inline, arena: &arena, zero_copy }
+                    .pack(&weight)
+                    .unwrap()
+            };
+            let bytes = |packed: &PackedWeight| match packed.data::<Packed>("test").unwrap() {
+                Packed::Dense(bytes) | Packed::Ternary(Ternary { codes: Codes::Borrowed(bytes), .. }) => bytes.clone(),
+                other => panic!("{other:?}"),
+            };
+            let (there, copied) = (pack(true), pack(false));
+            assert!(there.borrowed() && !copied.borrowed());
+            assert_eq!(bytes(&there).as_ptr(), weight.codes().as_ptr());
+            assert_ne!(bytes(&copied).as_ptr(), weight.codes().as_ptr());
+            assert!(bytes(&copied).as_ptr().addr().is_multiple_of(64));
+            assert_eq!(bytes(&there), bytes(&copied));
+            assert_eq!((there.bytes(), there.tag()), (copied.bytes(), copied.tag()));
+        }
     }
 }

@@ -64,8 +64,10 @@ sections! {
         /// The most bytes that the pool of host buffers may hold: activations, the KV cache, logits, and the page-locked memory
         /// that copies to and from a GPU go through. Packed weights are not buffers.
         Now pool: Option<ByteSize> = None;
-        /// Let backends use weights where they are, memory-mapped, instead of copying them.
-        Later zero_copy: bool = true;
+        /// Let backends use weights where they are, memory-mapped, where they need them as they are: embedding and head in
+        /// float types, and `i2_s` on portable code. With false they are copied: no page is read from the file later, and
+        /// the copy lies in huge pages where the system has them.
+        Now zero_copy: bool = true;
     }
 
     /// How inference runs.

@@ -1,4 +1,4 @@
-//! A backend made of backends: each product goes to the one that won it.
+//! A backend made of backends: each product goes to the one that won it, and each other op that another than the first won.
 //!
 //! A weight is packed once, by one member; one row and many rows of it share that packing. So what is chosen for a weight
 //! class is a *packing*, the one whose best members lose least over all measured numbers of rows, and within it a member for
@@ -15,7 +15,7 @@ use tersor_core::{
 };
 
 use super::candidate::Contender;
-use super::key::{Key, RowBucket, WeightClass};
+use super::key::{Key, Product, RowBucket, Task, WeightClass};
 use super::tuner::{Effort, Tuner};
 
 /// The choice for one weight class.
@@ -47,24 +47,47 @@ pub(super) fn slot(m: usize, epilogue: Epilogue) -> usize {
     2 * RowBucket::of(m).index() + usize::from(epilogue == Epilogue::Add)
 }
 
+/// Who does what.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Table {
+    pub(super) classes: Vec<ClassPlan>,
+    /// Who does an op that is no product, by [`Task::bucket`]; only where that is not the first member.
+    pub(super) tasks: Vec<(OpSpec, usize)>,
+}
+
+impl Table {
+    fn class(&self, class: WeightClass) -> Option<&ClassPlan> {
+        self.classes.iter().find(|p| p.class == class)
+    }
+
+    fn task(&self, spec: &OpSpec) -> Option<usize> {
+        // Usually the first member does all of them, and then nothing is looked up.
+        if self.tasks.is_empty() {
+            return None;
+        }
+        let bucket = Task::bucket(spec)?;
+        self.tasks.iter().find(|(of, _)| *of == bucket).map(|(_, member)| *member)
+    }
+}
+
 /// The plans of a backend and all its streams. Changes are rare: a new weight class, a member that failed.
 #[derive(Debug)]
 pub(super) struct Plans {
-    table: Mutex<Arc<Vec<ClassPlan>>>,
+    table: Mutex<Arc<Table>>,
     version: AtomicU64,
 }
 
 impl Plans {
-    pub(super) fn new(plans: Vec<ClassPlan>) -> Self {
-        Plans { table: Mutex::new(Arc::new(plans)), version: AtomicU64::new(0) }
+    pub(super) fn new(table: Table) -> Self {
+        Plans { table: Mutex::new(Arc::new(table)), version: AtomicU64::new(0) }
     }
 
-    fn get(&self) -> (u64, Arc<Vec<ClassPlan>>) {
+    fn get(&self) -> (u64, Arc<Table>) {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         (self.version.load(Ordering::Acquire), table.clone())
     }
 
-    fn change(&self, change: impl FnOnce(&mut Vec<ClassPlan>)) {
+    fn change(&self, change: impl FnOnce(&mut Table)) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         change(Arc::make_mut(&mut table));
         self.version.fetch_add(1, Ordering::Release);
@@ -76,7 +99,7 @@ impl Plans {
 pub struct Routed {
     info: BackendInfo,
     members: Arc<Vec<Contender>>,
-    /// Who does everything but products.
+    /// Who does what no plan names.
     default: usize,
     plans: Arc<Plans>,
     tuner: Arc<Tuner>,
@@ -115,11 +138,13 @@ impl Routed {
     }
 
     fn plan_of(&self, class: WeightClass) -> Option<ClassPlan> {
-        self.plans.get().1.iter().find(|p| p.class == class).cloned()
+        self.plans.get().1.class(class).cloned()
     }
 
     fn member_for(&self, spec: &OpSpec) -> usize {
-        let OpSpec::MatMul { format, scale_block, m, n, k, epilogue, .. } = *spec else { return self.default };
+        let OpSpec::MatMul { format, scale_block, m, n, k, epilogue, .. } = *spec else {
+            return self.plans.get().1.task(spec).unwrap_or(self.default);
+        };
         let plan = self.plan_of(WeightClass { format, scale_block, n, k });
         plan.map_or(self.default, |plan| plan.member(slot(m, epilogue)))
     }
@@ -130,12 +155,14 @@ impl Routed {
         else {
             return;
         };
-        let key = Key { weight: class, rows: RowBucket::of(1), activations, output, epilogue, threads: self.threads };
+        let threads = self.threads;
+        let key =
+            Key::Product(Product { weight: class, rows: RowBucket::of(1), activations, output, epilogue, threads });
         let resolved = self.tuner.resolve(&[key], &self.members, None, Effort::Missing, |_| ());
         if let Some(plan) = super::select::plan(class, &resolved, &self.members) {
-            self.plans.change(|plans| {
-                if !plans.iter().any(|p| p.class == class) {
-                    plans.push(plan);
+            self.plans.change(|table| {
+                if table.class(class).is_none() {
+                    table.classes.push(plan);
                 }
             });
         }
@@ -184,26 +211,26 @@ struct RoutedStream {
     backend: Routed,
     streams: Vec<Box<dyn Stream>>,
     /// This stream's copy of the plans, renewed when their version changes.
-    plans: Arc<Vec<ClassPlan>>,
+    plans: Arc<Table>,
     version: u64,
 }
 
 impl RoutedStream {
     fn route(&mut self, op: &Checked<'_>) -> usize {
+        if self.backend.plans.version.load(Ordering::Acquire) != self.version {
+            (self.version, self.plans) = self.backend.plans.get();
+        }
         let w = match op.get() {
             Op::MatMul { w, .. } => *w,
             // A table serves as a head too, and was packed for that.
             Op::GatherRows { table, .. } => return self.made(table.tag()).next().unwrap_or(self.backend.default),
-            _ => return self.backend.default,
+            _ => return self.plans.task(&op.spec()).unwrap_or(self.backend.default),
         };
-        if self.backend.plans.version.load(Ordering::Acquire) != self.version {
-            (self.version, self.plans) = self.backend.plans.get();
-        }
         let OpSpec::MatMul { m, n, k, epilogue, format, scale_block, .. } = op.spec() else {
             return self.backend.default;
         };
         let class = WeightClass { format, scale_block, n, k };
-        match self.plans.iter().find(|p| p.class == class) {
+        match self.plans.class(class) {
             Some(plan) if plan.tag == *w.tag() => plan.member(slot(m, epilogue)),
             // Packed before the plan was made, or for no plan: by whoever says so.
             _ => self.made(w.tag()).next().unwrap_or(self.backend.default),
@@ -230,10 +257,8 @@ impl RoutedStream {
         let others = match op.get() {
             Op::GatherRows { table, .. } => self.made(table.tag()).collect(),
             Op::MatMul { w, .. } => {
-                let plan = self
-                    .plans
-                    .iter()
-                    .find(|p| p.tag == *w.tag() && Key::of(&spec, 0).is_some_and(|k| k.weight == p.class));
+                let class = Product::of(&spec, 0).map(|product| product.weight);
+                let plan = self.plans.classes.iter().find(|p| p.tag == *w.tag() && class == Some(p.class));
                 plan.map_or(Vec::new(), |plan| plan.group.clone())
             }
             _ => (0..self.streams.len()).collect(),
@@ -252,11 +277,15 @@ impl RoutedStream {
     }
 
     fn reroute(&mut self, spec: &OpSpec, to: usize) {
-        let OpSpec::MatMul { format, scale_block, m, n, k, epilogue, .. } = *spec else { return };
-        let class = WeightClass { format, scale_block, n, k };
-        self.backend.plans.change(|plans| {
-            for plan in plans.iter_mut().filter(|p| p.class == class) {
-                if let Some(member) = plan.members.get_mut(slot(m, epilogue)) {
+        let bucket = Task::bucket(spec);
+        self.backend.plans.change(|table| {
+            if let Some(bucket) = bucket {
+                table.tasks.retain(|(of, _)| *of != bucket);
+                table.tasks.push((bucket, to));
+            }
+            let Some(Product { weight, rows, epilogue, .. }) = Product::of(spec, 0) else { return };
+            for plan in table.classes.iter_mut().filter(|p| p.class == weight) {
+                if let Some(member) = plan.members.get_mut(slot(rows.upper(), epilogue)) {
                     *member = Some(to);
                 }
             }

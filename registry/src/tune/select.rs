@@ -8,7 +8,7 @@ use tersor_core::{Format, Isa, OpSpec, PackTag, Probe, QuantBackend};
 use super::candidate::Contender;
 use super::key::{Key, WeightClass};
 use super::record::Fate;
-use super::routed::{ClassPlan, Plans, Routed, slot};
+use super::routed::{ClassPlan, Plans, Routed, Table, slot};
 use super::stats::TIE;
 use super::subject::Subject;
 use super::tuner::{Basis, Effort, Resolved};
@@ -157,16 +157,22 @@ impl Registry {
     }
 
     fn assemble(&self, resolved: &[Resolved], contenders: Vec<Contender>, on_miss: bool) -> Tuned {
-        let mut plans: Vec<ClassPlan> = Vec::new();
-        for key in resolved.iter().map(|r| r.key) {
-            if !plans.iter().any(|p| p.class == key.weight) {
-                let of_class: Vec<_> = resolved.iter().filter(|r| r.key.weight == key.weight).cloned().collect();
-                plans.extend(plan(key.weight, &of_class, &contenders));
+        let mut table = Table::default();
+        for class in resolved.iter().filter_map(|r| Some(r.key.product()?.weight)) {
+            if !table.classes.iter().any(|p| p.class == class) {
+                let of_class = |r: &&Resolved| r.key.product().is_some_and(|p| p.weight == class);
+                let of_class: Vec<_> = resolved.iter().filter(of_class).cloned().collect();
+                table.classes.extend(plan(class, &of_class, &contenders));
             }
         }
-        let runs = |r: &Resolved| {
-            let plan = plans.iter().find(|p| p.class == r.key.weight);
-            plan.and_then(|p| p.members[slot(r.key.rows.upper(), r.key.epilogue)]).unwrap_or(0)
+        let others = resolved.iter().filter(|r| r.key.product().is_none() && r.chosen != 0);
+        table.tasks = others.map(|r| (r.key.spec(), r.chosen)).collect();
+        let runs = |r: &Resolved| match r.key.product() {
+            None => r.chosen,
+            Some(product) => {
+                let plan = table.classes.iter().find(|p| p.class == product.weight);
+                plan.and_then(|p| p.members[slot(product.rows.upper(), product.epilogue)]).unwrap_or(0)
+            }
         };
         let routes: Vec<Route> = resolved.iter().map(|r| route(r, runs(r), &contenders)).collect();
         let first = resolved.first().map_or(0, runs);
@@ -177,7 +183,7 @@ impl Registry {
         let routed = if single {
             None
         } else {
-            Routed::new(contenders, Plans::new(plans), self.tuner().clone(), on_miss, self.host())
+            Routed::new(contenders, Plans::new(table), self.tuner().clone(), on_miss, self.host())
         };
         Tuned { backend: routed.map_or(alone, |r| Arc::new(r) as Arc<dyn QuantBackend>), routes }
     }
@@ -200,8 +206,8 @@ pub(super) fn plan(class: WeightClass, resolved: &[Resolved], contenders: &[Cont
     let least = groups.iter().map(|(_, g)| loss(g)).fold(f64::INFINITY, f64::min);
     let (tag, group) = groups.into_iter().find(|(_, g)| loss(g) <= least * (1.0 + TIE))?;
     let mut plan = ClassPlan::new(class, group[0], tag, group.clone());
-    for r in resolved {
-        plan.members[slot(r.key.rows.upper(), r.key.epilogue)] = Some(best_of(r, &group, contenders).0);
+    for (r, product) in resolved.iter().filter_map(|r| Some((r, r.key.product()?))) {
+        plan.members[slot(product.rows.upper(), product.epilogue)] = Some(best_of(r, &group, contenders).0);
     }
     Some(plan)
 }

@@ -6,7 +6,7 @@ use tersor_core::{
     Ternary, Weight, bf16, codec, f16,
 };
 
-use super::key::{Key, WeightClass};
+use super::key::{Product, WeightClass};
 
 /// Rows of a weight that are made at random; longer weights repeat them. No kernel's speed depends on the values, and
 /// making all of a large weight would cost more than measuring it.
@@ -42,7 +42,7 @@ impl Noise {
     }
 
     /// From -1 to 1.
-    fn float(&mut self) -> f32 {
+    pub(super) fn float(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 }
@@ -169,7 +169,7 @@ enum Expected {
 /// Activations for a key, and a place for the results.
 #[derive(Debug)]
 pub(super) struct Operands {
-    key: Key,
+    key: Product,
     n: usize,
     m: usize,
     q: Vec<i8>,
@@ -181,7 +181,7 @@ pub(super) struct Operands {
 
 impl Operands {
     /// For products of `key` with a weight of `n` rows.
-    pub(super) fn new(key: Key, n: usize) -> Self {
+    pub(super) fn new(key: Product, n: usize) -> Self {
         let (m, k) = (key.rows.upper(), key.weight.k);
         let mut noise = Noise(m as u64);
         let int8 = key.activations == DType::I8;
@@ -235,7 +235,7 @@ impl Operands {
 }
 
 /// Up to `count` numbers below `len`, evenly spread, the first and the last included.
-fn spread(len: usize, count: usize) -> impl Iterator<Item = usize> {
+pub(super) fn spread(len: usize, count: usize) -> impl Iterator<Item = usize> {
     let count = count.min(len).max(1);
     (0..count).map(move |i| if count == 1 { 0 } else { i * (len - 1) / (count - 1) })
 }
@@ -261,7 +261,7 @@ mod tests {
                     let weight = WeightClass { format, scale_block, n: rows, k: 512 };
                     let rows_of = super::super::key::RowBucket::of(m);
                     for epilogue in [Epilogue::Store, Epilogue::Add] {
-                        let key = Key { weight, rows: rows_of, activations, output, epilogue, threads: 1 };
+                        let key = Product { weight, rows: rows_of, activations, output, epilogue, threads: 1 };
                         let subject = Subject::new(weight, rows).unwrap();
                         let packed = backend.pack(&subject.copy().unwrap()).unwrap();
                         assert_eq!(packed.scale_block(), scale_block, "{key}");

@@ -8,17 +8,23 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use serde::Serialize;
+use tersor_core::{HostContext, OpSpec};
 
 use super::cache::{Cache, Change, SYSTEM_DIRECTORY};
 use super::candidate::Contender;
 use super::fingerprint::{Fingerprint, inner_cache, last_level_cache};
-use super::key::{Key, WeightClass};
-use super::race::{self, Clock, Cold};
+use super::key::{Key, Product};
+use super::race::{self, Cold};
 use super::record::{Fate, Record};
+use super::rounds::{Clock, Time};
+use super::task;
 use crate::config::{Tune, TuneMode};
 
 /// Cold weights exceed the last-level cache by this: its replacement keeps a part of what just does not fit.
 const EXCEED: f64 = 1.25;
+
+/// Part of the time that products may take where other ops are to be measured too.
+const PRODUCTS: f64 = 0.8;
 
 /// Measures kernels, remembers the winners, in this process and on disk.
 #[derive(Debug)]
@@ -29,6 +35,8 @@ pub struct Tuner {
     spent: AtomicU64,
     table: DashMap<String, Arc<Record>>,
     fingerprint: Fingerprint,
+    /// Of the candidates.
+    host: HostContext,
     cache: Option<Cache>,
     seed: Option<Cache>,
     /// Whether the disk was read.
@@ -133,10 +141,18 @@ impl Tuner {
             table: DashMap::new(),
             seed: seed.map(|d| Cache::new(d, fingerprint.clone())),
             fingerprint,
+            host: HostContext::inline(),
             cache,
             loaded: Once::new(),
             fresh: DashMap::new(),
         }
+    }
+
+    /// The same for candidates with the threads of this host. Where these are not known, a thread that another process kept
+    /// from running may be seen too late.
+    pub fn with_host(mut self, host: HostContext) -> Self {
+        self.host = host;
+        self
     }
 
     /// Reads the disk, once, when something is first asked: a program that tunes nothing does not pay for it.
@@ -230,33 +246,25 @@ impl Tuner {
         mut progress: impl FnMut(usize),
     ) -> Vec<Resolved> {
         let mut resolved: Vec<Option<Resolved>> = vec![None; keys.len()];
-        let mut missing: Vec<(WeightClass, Vec<usize>)> = Vec::new();
+        let mut missing: Vec<usize> = Vec::new();
         for (i, key) in keys.iter().enumerate() {
             let answer = match contenders {
                 [_] => Some((0, Basis::Alone)),
                 _ if effort == Effort::Again && !self.fresh.contains_key(&key.id()) => None,
                 _ => self.look_up(key, contenders),
             };
-            match (answer, missing.iter_mut().find(|(class, _)| *class == key.weight)) {
-                (Some((chosen, basis)), _) => resolved[i] = Some(Resolved { key: *key, chosen, basis }),
-                (None, Some((_, list))) => list.push(i),
-                (None, None) => missing.push((key.weight, vec![i])),
+            match answer {
+                Some((chosen, basis)) => resolved[i] = Some(Resolved { key: *key, chosen, basis }),
+                None => missing.push(i),
             }
         }
         progress(resolved.iter().flatten().count());
         let mut changes = Vec::new();
         let clock = self.clock(effort);
         let begun = Instant::now();
-        let classes = missing.len();
-        for (done, (_, mut places)) in missing.into_iter().enumerate() {
-            // Few rows first: where the budget does not reach all, decoding is what counts.
-            places.sort_by_key(|i| keys[*i].rows);
+        for (places, clock) in groups(keys, missing, clock) {
             let part: Vec<Key> = places.iter().map(|i| keys[*i]).collect();
-            let outcomes = match (effort, self.cold(weights, part.first().map_or(1, |k| k.threads))) {
-                (Effort::Known, _) => part.iter().map(|_| Err("it was not measured yet".to_owned())).collect(),
-                (_, Err(reason)) => part.iter().map(|_| Err(reason.clone())).collect(),
-                (_, Ok(cold)) => self.race(&part, contenders, cold, clock.share(classes - done), effort),
-            };
+            let outcomes = self.measure(&part, contenders, weights, clock(), effort);
             for (i, outcome) in places.into_iter().zip(outcomes) {
                 resolved[i] = Some(accept(keys[i], contenders, outcome, &mut changes));
             }
@@ -290,7 +298,34 @@ impl Tuner {
         Some((chosen.or_else(next)?, Basis::Cached { record }))
     }
 
-    /// Measures, as little as is needed: where a leader is known and still what it was, only it and who is new.
+    /// Measures the keys of a group: products of one weight class, or another op alone.
+    fn measure(
+        &self,
+        keys: &[Key],
+        contenders: &[Contender],
+        weights: Option<u64>,
+        clock: Clock,
+        effort: Effort,
+    ) -> Vec<Result<Record, String>> {
+        let all_fail = |reason: String| keys.iter().map(|_| Err(reason.clone())).collect();
+        if effort == Effort::Known {
+            return all_fail("it was not measured yet".to_owned());
+        }
+        let Some(first) = keys.first() else { return Vec::new() };
+        let cold = match first.spec() {
+            // What is quantized, and what comes of dequantization, is many times the size of packed weights.
+            OpSpec::Quantize { .. } | OpSpec::Dequantize { .. } => self.cold(None, first.threads()),
+            // Each layer has keys and values of its own: what the other layers bring leaves none in a core's own caches.
+            OpSpec::Attention { .. } => self.cold(Some(0), first.threads()),
+            _ => self.cold(weights, first.threads()),
+        };
+        match cold {
+            Err(reason) => all_fail(reason),
+            Ok(cold) => self.race(keys, contenders, cold, clock, effort),
+        }
+    }
+
+    /// Measures as little as is needed: where a leader is known and still what it was, only it and who is new.
     fn race(
         &self,
         keys: &[Key],
@@ -299,14 +334,22 @@ impl Tuner {
         clock: Clock,
         effort: Effort,
     ) -> Vec<Result<Record, String>> {
+        let time = Time { clock, executor: self.host.executor() };
+        let run = |some: &[&Contender]| -> Vec<Result<Record, String>> {
+            if let [Key::Task(task)] = keys {
+                return vec![task::task(*task, some, cold, time)];
+            }
+            let products: Vec<Product> = keys.iter().filter_map(Key::product).copied().collect();
+            race::class(&products, some, cold, time)
+        };
         let all: Vec<&Contender> = contenders.iter().collect();
-        let [key] = keys else { return race::class(keys, &all, cold, clock) };
+        let [key] = keys else { return run(&all) };
         let old = self.known(key).filter(|_| effort != Effort::Again);
-        let Some(old) = old else { return race::class(keys, &all, cold, clock) };
+        let Some(old) = old else { return run(&all) };
         let identity = |c: &Contender| c.identity(&key.spec()).ok();
         let leads = |c: &&Contender| identity(c).is_some_and(|who| who == old.winner);
         if !contenders.iter().any(|c| leads(&c)) {
-            return race::class(keys, &all, cold, clock);
+            return run(&all);
         }
         let new = |c: &&Contender| identity(c).is_some_and(|who| old.of(&who).is_none());
         let some: Vec<&Contender> = contenders.iter().filter(|c| leads(c) || new(c)).collect();
@@ -316,7 +359,7 @@ impl Tuner {
             fresh.measured.extend(old.measured.iter().filter(still).filter(|m| !known.contains(&m.who)).cloned());
             fresh
         };
-        race::class(keys, &some, cold, clock).into_iter().map(|outcome| outcome.map(keep)).collect()
+        run(&some).into_iter().map(|outcome| outcome.map(keep)).collect()
     }
 
     fn clock(&self, effort: Effort) -> Clock {
@@ -341,6 +384,32 @@ impl Tuner {
             (None, None) => Err("the size of the cache is unknown here, so that no weight is surely cold".into()),
         }
     }
+}
+
+/// What is missing, in the order in which it is measured, each group with its share of the time: products of one weight
+/// class together, and all of them before any other op, so that these get what products leave.
+fn groups(
+    keys: &[Key],
+    mut missing: Vec<usize>,
+    clock: Clock,
+) -> impl Iterator<Item = (Vec<usize>, impl Fn() -> Clock)> {
+    // Classes stay in the order asked for; few rows come first within each.
+    missing.sort_by_key(|i| keys[*i].turn());
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for i in missing {
+        let class = |j: usize| keys[j].product().map(|p| p.weight);
+        match groups.iter_mut().find(|g| class(i).is_some() && class(g[0]) == class(i)) {
+            Some(group) => group.push(i),
+            None => groups.push(vec![i]),
+        }
+    }
+    let products = groups.iter().filter(|g| keys[g[0]].product().is_some()).count();
+    let all = groups.len();
+    let first = if products < all { clock.fraction(PRODUCTS) } else { clock };
+    groups.into_iter().enumerate().map(move |(done, group)| {
+        let (clock, rest) = if done < products { (first, products - done) } else { (clock, all - done) };
+        (group, move || clock.share(rest))
+    })
 }
 
 fn may_run(fate: &Fate) -> bool {

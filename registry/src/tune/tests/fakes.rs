@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use tersor_backend_scalar as _;
 use tersor_core::{
-    BackendInfo, Checked, Error, Format, HostContext, Op, OpSpec, Out, Output, PackedWeight, QuantBackend, Ran,
-    RawBuffer, Result, Shape, Stream, Support, Weight, entries,
+    BackendInfo, Checked, Error, FloatOut, Format, HostContext, Op, OpSpec, Out, Output, PackedWeight, QuantBackend,
+    Ran, RawBuffer, Result, Shape, Stream, Support, Weight, entries,
 };
 
 use crate::tune::Contender;
@@ -19,9 +19,9 @@ pub(super) enum Alter {
     Nothing,
     /// Each op takes this many times as long.
     Slower(f64),
-    /// The last result of each product is wrong.
+    /// The last result of each op is wrong.
     Wrong,
-    /// Products fail while this is set.
+    /// Ops fail while this is set.
     Fails(Arc<AtomicBool>),
 }
 
@@ -75,23 +75,34 @@ impl Stream for AlteredStream {
             }
             _ => self.inner.submit(op.reborrow())?,
         };
-        match (&self.alter, op.op()) {
-            (Alter::Wrong, Op::MatMul { y: Output::F32(Out::Host(y)), .. }) => {
-                if let Some(last) = y.last_mut() {
-                    *last += 1.0;
-                }
-            }
-            (Alter::Slower(times), _) => {
+        match &self.alter {
+            Alter::Wrong => spoil(op.op()),
+            Alter::Slower(times) => {
                 let until = begun.elapsed().mul_f64(*times);
                 while begun.elapsed() < until {
                     std::hint::spin_loop();
                 }
             }
-            _ => {}
+            Alter::Nothing | Alter::Fails(_) => {}
         }
         Ok(ran)
     }
     fn synchronize(&mut self) -> Result<()> {
         self.inner.synchronize()
+    }
+}
+
+/// Changes the last result of an op.
+fn spoil(op: Op<'_>) {
+    let float = |y: Option<&mut f32>| y.into_iter().for_each(|y| *y += 1.0);
+    match op {
+        Op::MatMul { y: Output::F32(Out::Host(y)), .. }
+        | Op::Dequantize { y: FloatOut::F32(Out::Host(y)), .. }
+        | Op::Attention { y: Out::Host(y), .. } => float(y.last_mut()),
+        Op::QuantizeRows { scales: Out::Host(scales), .. } | Op::RmsNormQuantize { scales: Out::Host(scales), .. } => {
+            float(scales.last_mut());
+        }
+        Op::Quantize { codes: Out::Host(codes), .. } => codes.iter_mut().take(1).for_each(|code| *code ^= 1),
+        _ => {}
     }
 }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tersor_backend_cpu_avx2 as _;
-use tersor_core::{Activations, Epilogue, Format, HostContext, In, Op, OpSpec, Out, Output, QuantBackend};
+use tersor_core::{Activations, DType, Epilogue, Format, HostContext, In, Op, OpSpec, Out, Output, QuantBackend};
 
 use super::cache::tests::machine;
-use super::routed::{Plans, Routed};
+use super::routed::{Plans, Routed, Table};
 use super::select::plan;
 use super::subject::Subject;
 use super::*;
@@ -30,6 +30,19 @@ fn tuner(directory: Option<&Path>) -> Tuner {
 
 fn gemv() -> Key {
     Key::of(&OpSpec::matmul(Format::I2S, 1, 64, 1024), 1).unwrap()
+}
+
+/// The same product with more rows.
+fn gemm(rows: usize) -> Key {
+    Key::of(&OpSpec::matmul(Format::I2S, rows, 64, 1024), 1).unwrap()
+}
+
+fn class(key: Key) -> WeightClass {
+    key.product().unwrap().weight
+}
+
+fn only(plan: routed::ClassPlan) -> Plans {
+    Plans::new(Table { classes: vec![plan], tasks: Vec::new() })
 }
 
 fn fates(record: &Record) -> Vec<(String, &Fate)> {
@@ -52,7 +65,7 @@ fn the_faster_one_wins_wherever_it_stands() {
 fn a_wrong_kernel_never_wins_and_is_told_why() {
     let all = [contender("wrong", Alter::Wrong), contender("slow", Alter::Slower(3.0))];
     for rows in [1, 5] {
-        let key = Key { rows: RowBucket::of(rows), ..gemv() };
+        let key = gemm(rows);
         let resolved = tuner(None).resolve(&[key], &all, WARM, Effort::Unlimited, |_| ());
         assert_eq!(resolved[0].chosen, 1, "{:?}", resolved[0].basis);
         let record = resolved[0].basis.record().unwrap();
@@ -153,11 +166,11 @@ fn a_winner_that_fails_is_struck_out_and_the_next_does_the_work() {
     let all = [contender("slow", Alter::Slower(1.4)), contender("fast", Alter::Fails(broken.clone()))];
     let resolved = tuner.resolve(&[gemv()], &all, WARM, Effort::Unlimited, |_| ());
     assert_eq!(resolved[0].chosen, 1, "{resolved:?}");
-    let plan = plan(gemv().weight, &resolved, &all).unwrap();
+    let plan = plan(class(gemv()), &resolved, &all).unwrap();
     assert_eq!((plan.group.as_slice(), plan.owner), (&[0, 1][..], 0), "one packing serves both");
     let host = HostContext::inline();
-    let routed = Routed::new(all.to_vec(), Plans::new(vec![plan]), tuner.clone(), false, &host).unwrap();
-    let subject = Subject::new(gemv().weight, 64).unwrap();
+    let routed = Routed::new(all.to_vec(), only(plan), tuner.clone(), false, &host).unwrap();
+    let subject = Subject::new(class(gemv()), 64).unwrap();
     let packed = routed.pack(&subject.weight).unwrap();
     let mut stream = routed.open_stream().unwrap();
     let (q, scales) = (vec![1i8; 1024], [1.0f32]);
@@ -191,11 +204,11 @@ fn rows_are_gathered_from_a_table_by_whoever_packed_it() {
     let all = vec![Contender::new(first), Contender::new(open("scalar").unwrap())];
     let key = Key::of(&OpSpec::matmul(Format::BF16, 1, 64, 256), 1).unwrap();
     let resolved = Resolved { key, chosen: 1, basis: Basis::Measured { record: Arc::new(won_by(&all, 1, key)) } };
-    let plan = plan(key.weight, &[resolved], &all).unwrap();
+    let plan = plan(class(key), &[resolved], &all).unwrap();
     assert_eq!(plan.owner, 1);
     let host = HostContext::inline();
-    let routed = Routed::new(all, Plans::new(vec![plan]), Arc::new(tuner(None)), false, &host).unwrap();
-    let table = routed.pack(&Subject::new(key.weight, 64).unwrap().weight).unwrap();
+    let routed = Routed::new(all, only(plan), Arc::new(tuner(None)), false, &host).unwrap();
+    let table = routed.pack(&Subject::new(class(key), 64).unwrap().weight).unwrap();
     assert_eq!(table.tag().backend, "scalar");
     let mut y = vec![0.0; 256];
     let op = Op::GatherRows { table: &table, ids: In::Host(&[3]), y: Out::Host(&mut y) };
@@ -219,7 +232,7 @@ fn what_is_wrong_with_the_caller_is_no_fault_of_the_winner() {
     let scalar = contender("scalar", Alter::Nothing);
     let tuner = Arc::new(tuner(None));
     let members = vec![scalar.clone(), contender("other", Alter::Nothing)];
-    let routed = Routed::new(members, Plans::new(Vec::new()), tuner, false, &HostContext::inline()).unwrap();
+    let routed = Routed::new(members, Plans::new(Table::default()), tuner, false, &HostContext::inline()).unwrap();
     let spec = OpSpec::matmul(Format::I2S, 1, 64, 1024);
     assert_eq!(routed.supports(&spec), scalar.backend.supports(&spec));
     let no = OpSpec::GatherRows { format: Format::I2S, rows: 1, cols: 128 };
@@ -231,7 +244,7 @@ fn what_is_wrong_with_the_caller_is_no_fault_of_the_winner() {
 fn a_cached_start_takes_less_than_five_milliseconds_and_measuring_keeps_its_budget() {
     let dir = tempfile::tempdir().unwrap();
     let all = [contender("slow", Alter::Slower(1.4)), contender("fast", Alter::Nothing)];
-    let keys = [1, 5, 9, 17].map(|m| Key { rows: RowBucket::of(m), ..gemv() });
+    let keys = [1, 5, 9, 17].map(gemm);
     tuner(Some(dir.path())).resolve(&keys, &all, WARM, Effort::Unlimited, |_| ());
     let start = || {
         let begun = std::time::Instant::now();
@@ -245,7 +258,7 @@ fn a_cached_start_takes_less_than_five_milliseconds_and_measuring_keeps_its_budg
 
     let mut config = Config::default().tune;
     (config.mode, config.budget_ms) = (TuneMode::Cached, 60);
-    let many: Vec<Key> = [64, 128, 256, 512].map(|m| Key { rows: RowBucket::of(m), ..gemv() }).into();
+    let many: Vec<Key> = [64, 128, 256, 512].map(gemm).into();
     let spend = || {
         let tuner = Tuner::with_directories(&config, machine("test"), None, None);
         tuner.resolve(&many, &all, WARM, Effort::Missing, |_| ());
@@ -263,7 +276,7 @@ fn fewer_threads_win_where_more_are_slower() {
     let record = resolved[0].basis.record().unwrap();
     assert_eq!((record.winner.name().as_str(), resolved[0].chosen), ("x@1t", 1), "{record:?}");
     // Both use one packing, so that another number of rows may go to all threads.
-    let plan = plan(gemv().weight, &resolved, &all).unwrap();
+    let plan = plan(class(gemv()), &resolved, &all).unwrap();
     assert_eq!(plan.group, [0, 1]);
 }
 
@@ -275,4 +288,57 @@ fn thread_counts_are_candidates() {
     let eligible = [(found, registry.open("scalar").unwrap())];
     let names: Vec<_> = registry.contenders(&eligible, &[]).iter().map(Contender::name).collect();
     assert_eq!(names, ["scalar", "scalar@2t", "scalar@1t"]);
+}
+
+/// The same gate as for products: the fastest that is right wins, and a wrong one is told why.
+#[test]
+fn other_ops_are_measured_too_and_wrong_kernels_never_win() {
+    let shape = tersor_core::Shape::new(64, 512).unwrap();
+    let attention = OpSpec::Attention { rows: 1, heads: 8, kv_heads: 2, head_dim: 64, capacity: 256, span: None };
+    let specs = [
+        OpSpec::Quantize { from: DType::F32, format: Format::I2S, shape },
+        OpSpec::Dequantize { format: Format::TQ2_0, to: DType::F32, shape },
+        OpSpec::RmsNormQuantize { rows: 4, cols: 1024 },
+        OpSpec::QuantizeRows { rows: 4, cols: 1024 },
+        attention,
+    ];
+    let all =
+        [contender("wrong", Alter::Wrong), contender("slow", Alter::Slower(1.4)), contender("fast", Alter::Nothing)];
+    for spec in specs {
+        let key = Key::of(&spec, 1).unwrap();
+        let resolved = tuner(None).resolve(&[key], &all, WARM, Effort::Unlimited, |_| ());
+        let Basis::Measured { record } = &resolved[0].basis else { panic!("{key}: {:?}", resolved[0].basis) };
+        assert_eq!(record.winner.name(), "fast", "{key}: {record:?}");
+        let fate = &record.measured[0].fate;
+        assert!(
+            matches!(fate, Fate::Barred { reason } if reason.contains("differs from the oracle")),
+            "{key}: {fate:?}"
+        );
+    }
+}
+
+/// The second is the winner of quantization alone, and gets that alone; where it fails, the first does it.
+#[test]
+fn an_op_goes_to_its_winner_and_falls_back_where_that_fails() {
+    let broken = Arc::new(AtomicBool::new(false));
+    let all = vec![contender("first", Alter::Nothing), contender("second", Alter::Fails(broken.clone()))];
+    let shape = tersor_core::Shape::new(4, 128).unwrap();
+    let spec = OpSpec::Quantize { from: DType::F32, format: Format::I2S, shape };
+    let tuner = Arc::new(tuner(None));
+    let table = Table { classes: Vec::new(), tasks: vec![(spec, 1)] };
+    let routed = Routed::new(all, Plans::new(table), tuner, false, &HostContext::inline()).unwrap();
+    let w: Vec<f32> = (0..shape.len()).map(|i| i as f32 - 200.0).collect();
+    let len = Format::I2S.encoded_len(shape).unwrap();
+    let quantize = |broken_now: bool| {
+        broken.store(broken_now, Ordering::Relaxed);
+        let (mut codes, mut scales) = (vec![0; len.bytes], vec![0.0; len.scales]);
+        routed.quantize(tersor_core::Floats::F32(&w), shape, Format::I2S, &mut codes, &mut scales).map(|_| codes)
+    };
+    let right = quantize(false).unwrap();
+    assert_eq!(quantize(true).unwrap(), right, "the first does it");
+    let mut y = vec![0.0; 4];
+    broken.store(true, Ordering::Relaxed);
+    let add = Op::Add { x: In::Host(&[1.0; 4]), y: Out::Host(&mut y) };
+    routed.open_stream().unwrap().submit(add.check().unwrap()).unwrap();
+    assert_eq!(y, [1.0; 4], "what was not measured is the first's");
 }
