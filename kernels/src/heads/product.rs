@@ -181,7 +181,20 @@ fn tile_columns<S: Simd, const Q6: bool, const C: usize>(simd: S, tile: &mut Til
                 simd.add_group::<Q6, C>(row.group::<Q6>(g), columns);
             }
         }
-        for (c, lanes) in lanes.0.iter().enumerate() {
+        let (fours, rest) = lanes.0.as_chunks::<4>();
+        for (i, [a, b, c, d]) in fours.iter().enumerate() {
+            let four = S::F32::fold4([
+                S::F32::load(simd, a),
+                S::F32::load(simd, b),
+                S::F32::load(simd, c),
+                S::F32::load(simd, d),
+            ]);
+            for (c, sum) in four.into_iter().enumerate() {
+                let c = first + 4 * i + c;
+                tile.out[c * ROWS + r] = sum / tile.scales[c];
+            }
+        }
+        for (c, lanes) in rest.iter().enumerate().map(|(c, l)| (4 * fours.len() + c, l)) {
             tile.out[(first + c) * ROWS + r] = S::F32::load(simd, lanes).fold() / tile.scales[first + c];
         }
     }

@@ -45,6 +45,17 @@ struct Head<'a> {
     y: &'a mut [f32],
 }
 
+/// Rows `at..at + 4` of a head, in chunks of the lanes.
+#[inline(always)]
+fn four_rows(rows: HeadRows<'_>, at: usize, len: usize) -> [&[[f32; LANES]]; 4] {
+    [
+        rows.row(at, len).as_chunks().0,
+        rows.row(at + 1, len).as_chunks().0,
+        rows.row(at + 2, len).as_chunks().0,
+        rows.row(at + 3, len).as_chunks().0,
+    ]
+}
+
 impl Body for Head<'_> {
     type Out = ();
     /// The steps of [`attend`], with the sums in registers where the head is whole lanes.
@@ -57,7 +68,25 @@ impl Body for Head<'_> {
         }
         let scale = 1.0 / (q.len() as f32).sqrt();
         let mut max = f32::NEG_INFINITY;
-        for (j, s) in scores.iter_mut().enumerate() {
+        let mut done = 0;
+        if S::F32::COLUMNS >= 4 {
+            for (j, scores) in scores.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let keys = four_rows(k, 4 * j, q.len());
+                let mut sums = [S::F32::splat(simd, 0.0); 4];
+                for (i, q) in q.as_chunks::<LANES>().0.iter().enumerate() {
+                    let q = S::F32::load(simd, q);
+                    for (sum, key) in sums.iter_mut().zip(&keys) {
+                        *sum = sum.add(q.mul(S::F32::load(simd, &key[i])));
+                    }
+                }
+                for (score, sum) in scores.iter_mut().zip(S::F32::fold4(sums)) {
+                    *score = sum * scale;
+                    max = max.max(*score);
+                }
+            }
+            done = scores.len() / 4 * 4;
+        }
+        for (j, s) in scores.iter_mut().enumerate().skip(done) {
             *s = lanes::dot(simd, q, k.row(j, q.len())) * scale;
             max = max.max(*s);
         }

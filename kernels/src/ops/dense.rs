@@ -142,6 +142,11 @@ fn in_chunks<const C: usize>(x: &[f32], k: usize) -> [(&[[f32; LANES]], &[f32]);
 
 #[inline(always)]
 fn folded<S: Simd, L: Lanes<S>, const C: usize>(sums: [L; C]) -> [f32; C] {
+    if let Ok(sums) = <[L; 4]>::try_from(&sums[..]) {
+        let (mut out, four) = ([0.0; C], L::fold4(sums));
+        out.copy_from_slice(&four);
+        return out;
+    }
     let mut out = [0.0; C];
     for c in 0..C {
         out[c] = sums[c].fold();

@@ -95,6 +95,11 @@ impl<S: HasAvx512> Lanes<S> for F32x64 {
         unsafe { fold(self.0) }
     }
     #[inline(always)]
+    fn fold4(sums: [Self; 4]) -> [f32; 4] {
+        // SAFETY: as above.
+        unsafe { fold4([sums[0].0, sums[1].0, sums[2].0, sums[3].0]) }
+    }
+    #[inline(always)]
     fn chunk_stats(_: S, w: &[f32]) -> ChunkStats {
         // SAFETY: as above.
         unsafe { weights::chunk_stats(w) }
@@ -122,5 +127,36 @@ pub(super) unsafe fn fold(r: [__m512; 4]) -> f32 {
         let sixteen = _mm512_add_ps(_mm512_add_ps(r[0], r[2]), _mm512_add_ps(r[1], r[3]));
         let eight = _mm256_add_ps(_mm512_castps512_ps256(sixteen), _mm512_extractf32x8_ps::<1>(sixteen));
         super::super::avx2::fold8(eight)
+    }
+}
+
+/// Folds the lanes of four sums: the steps of [`fold`], with the halves of two sums, then the quarters of four, side by side in
+/// one register. 26 operations instead of 48.
+///
+/// # Safety
+/// AVX-512 F and DQ must be enabled in the caller.
+#[inline(always)]
+unsafe fn fold4(s: [[__m512; 4]; 4]) -> [f32; 4] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        macro_rules! sixteen {
+            ($r:expr) => {
+                _mm512_add_ps(_mm512_add_ps($r[0], $r[2]), _mm512_add_ps($r[1], $r[3]))
+            };
+        }
+        macro_rules! eights {
+            ($a:expr, $b:expr) => {{
+                let (a, b) = ($a, $b);
+                _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
+            }};
+        }
+        let (a, b) = (eights!(sixteen!(s[0]), sixteen!(s[1])), eights!(sixteen!(s[2]), sixteen!(s[3])));
+        let fours = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+        let twos = _mm512_add_ps(fours, _mm512_permute_ps::<0x4e>(fours));
+        let ones = _mm512_add_ps(twos, _mm512_permute_ps::<0xb1>(twos));
+        let firsts = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), ones);
+        let mut out = [0.0; 4];
+        _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(firsts));
+        out
     }
 }
