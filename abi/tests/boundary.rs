@@ -212,6 +212,8 @@ fn a_pack_of_another_instance_is_foreign() {
     let ((a, _), (b, _)) = (odd(1), odd(1));
     let weight = Weight::dense(Format::F32, Shape::new(2, 2).unwrap(), vec![0; 16]).unwrap();
     let packed = a.pack(&weight).unwrap();
+    // Whoever shares packs among those of one tag, as the tuner does, shares none of these.
+    assert_ne!(packed.tag(), b.pack(&weight).unwrap().tag());
     let mut y = [0.0; 2];
     let gather = |b: &dyn QuantBackend, y: &mut [f32]| {
         let op = Op::GatherRows { table: &packed, ids: In::Host(&[1]), y: Out::Host(y) };

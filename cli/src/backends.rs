@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 
 use serde::Serialize;
 use tersor::core::{DType, DeviceInfo, DeviceKind, OpSpec, Probe, QuantBackend, Shape, Support};
@@ -52,6 +53,8 @@ struct Backend {
     version: &'static str,
     kernel_revision: u32,
     priority: i32,
+    /// The plugin that brings it; null for a backend of this program.
+    plugin: Option<Origin>,
     devices: Vec<Device>,
     /// The tier that its kernels were chosen for.
     isa: Option<&'static str>,
@@ -61,6 +64,25 @@ struct Backend {
     formats: BTreeMap<&'static str, BTreeMap<&'static str, Ability>>,
     /// Operation, then the kernel that does it.
     ops: BTreeMap<&'static str, Ability>,
+}
+
+/// Where a plugin's backend comes from.
+#[derive(Debug, Serialize)]
+struct Origin {
+    name: String,
+    version: String,
+    manifest: PathBuf,
+    library: PathBuf,
+    sha256: String,
+}
+
+impl Origin {
+    fn of(registry: &Registry, id: &str) -> Option<Self> {
+        let loaded = registry.plugins().loaded.iter().find(|plugin| plugin.backends.iter().any(|b| b.id == id))?;
+        let (name, version) = (loaded.about.name.clone(), loaded.about.version.clone());
+        let (manifest, library, sha256) = (loaded.manifest.clone(), loaded.library.clone(), loaded.sha256.clone());
+        Some(Origin { name, version, manifest, library, sha256 })
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -116,6 +138,7 @@ fn backend(registry: &Registry, found: &Found) -> Result<Backend, Failure> {
         version: entry.version,
         kernel_revision: entry.kernel_revision,
         priority: entry.priority,
+        plugin: Origin::of(registry, entry.id),
         devices: Vec::new(),
         isa: None,
         opened: None,
@@ -236,6 +259,10 @@ fn print_backend(out: &mut impl Write, backend: &Backend, why: bool) -> Result<(
     match &backend.reason {
         None => writeln!(out, "{}: usable, priority {}", backend.id, backend.priority)?,
         Some(reason) => writeln!(out, "{}: not usable: {reason}", backend.id)?,
+    }
+    if let Some(Origin { name, version, manifest, library, sha256 }) = &backend.plugin {
+        writeln!(out, "  from plugin {name} {version}, {}", manifest.display())?;
+        writeln!(out, "  library {}, sha256 {sha256}", library.display())?;
     }
     for device in &backend.devices {
         let isas = if device.isas.is_empty() { String::new() } else { format!(", has {}", device.isas.join(", ")) };

@@ -1,6 +1,6 @@
 //! Plugins as their users meet them: the C example built by its Makefile, and what is hostile, kept out.
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tersor::registry::config::Config;
 use tersor::registry::plugins::{Loader, PluginError, Stage, State};
+use tersor_abi::raw::TERSOR_ABI_MINOR;
 
 const TERSOR: &str = env!("CARGO_BIN_EXE_tersor");
 
@@ -264,7 +265,7 @@ fn files_that_are_not_what_their_manifest_says_are_never_opened() {
     };
     refuse(&platform, "plan9-z80", Stage::Platform, &format!("no library for {platform}, only for: plan9-z80"));
     refuse("major = 1", "major = 2", Stage::Abi, "it needs version 2.0");
-    refuse("min_minor = 0", "min_minor = 9", Stage::Abi, "this program has 1.0");
+    refuse("min_minor = 0", "min_minor = 9", Stage::Abi, &format!("this program has 1.{TERSOR_ABI_MINOR}"));
     refuse("path = \"lib", "path = \"../lib", Stage::Manifest, "has a \"..\"");
     refuse("[provides]", "[provides]\nrequires_isa = [\"neon\", \"avx2\"]", Stage::Isa, "lacks");
     refuse("backends = [\"i2s-c\"]", "backends = [\"other\"]", Stage::Probe, "its manifest says [\"other\"]");
@@ -295,4 +296,149 @@ fn the_allow_list_pins_names_and_hashes() {
     assert!(vet("{ name = 'acme' }").unwrap_err().contains("does not name \"i2s-c\""));
     let other = "0".repeat(64);
     assert!(vet(&format!("{{ name = 'i2s-c', sha256 = '{other}' }}")).unwrap_err().contains("another hash"));
+}
+
+/// A plugin built with the header of a later version, in which every struct that states its size has grown.
+#[test]
+fn a_plugin_built_with_a_later_header_works_in_this_host() {
+    let (dir, state, include) = (directory(), directory(), directory());
+    let header = std::fs::read_to_string(repository().join("abi/include/tersor_plugin.h")).unwrap();
+    let mut grown = header.replace(&format!("TERSOR_ABI_MINOR {TERSOR_ABI_MINOR}"), "TERSOR_ABI_MINOR 77");
+    let structs: Vec<_> =
+        header.split("typedef struct ").skip(1).filter(|s| s.contains("uint32_t struct_size;")).collect();
+    assert!(structs.len() > 20, "{}", structs.len());
+    for name in structs.iter().filter_map(|s| s.split(' ').next()) {
+        let end = format!("}} {name};");
+        assert!(grown.contains(&end), "{name}");
+        grown = grown.replace(&end, &format!("  uint64_t of_a_later_version[3];\n{end}"));
+    }
+    std::fs::write(include.path().join("tersor_plugin.h"), grown).unwrap();
+    let mut command = Command::new("sh");
+    command.arg("-c").arg("umask 022; exec make -s -C \"$0\" OUT=\"$1\" TERSOR_INCLUDE=\"$2\"");
+    command.arg(repository().join("plugins/c-example")).arg(dir.path()).arg(include.path());
+    succeed(command);
+    let manifest = dir.path().join("i2s-c.toml");
+    assert_eq!(loader().load(&manifest).unwrap().abi_minor, 77);
+    let conform = tersor(state.path(), dir.path(), &["conform", manifest.to_str().unwrap(), "--json"]);
+    let report = json(&conform);
+    assert!(conform.status.success() && report["conforms"] == true && report["abi_minor"] == 77, "{report}");
+    assert_eq!(boundary(&report, "passed").len(), 7, "{}", report["boundary"]);
+    // Messages cross although its TersorError is longer than ours.
+    assert!(report.to_string().contains("only i2_s"), "{report}");
+}
+
+/// Built for this processor, both examples beat the portable backend by a third and more.
+#[test]
+fn the_tuner_chooses_the_examples_where_they_win() {
+    let dir = directory();
+    for (example, native) in [
+        ("c-example", &["CFLAGS=-O3 -march=native"][..]),
+        ("rust-example", &["CARGO_FLAGS=--target-dir target/native", "BUILT=target/native/release/libbitplanes.so"]),
+    ] {
+        let mut command = Command::new("sh");
+        command
+            .arg("-c")
+            .arg("umask 022; exec make -s -C \"$@\"")
+            .arg("sh")
+            .arg(repository().join("plugins").join(example));
+        command.arg(format!("OUT={}", dir.path().display())).args(native);
+        command.env_remove("CARGO_TARGET_DIR").env_remove("CARGO_ENCODED_RUSTFLAGS");
+        command.env("RUSTFLAGS", "-Ctarget-cpu=native");
+        succeed(command);
+    }
+    for (manifest, id, shape) in [("i2s-c.toml", "i2s-c", "512x1024"), ("bitplanes.toml", "bitplanes", "512x2048")] {
+        // Other tests run beside this one, and may disturb a measurement, but not each of four.
+        let told: Vec<_> = (0..4).map(|_| raced(&dir.path().join(manifest), shape)).collect();
+        for decision in &told {
+            let route = &decision["routes"][0];
+            let (chosen, text) = (route["chosen"].as_str().unwrap(), decision.to_string());
+            // Both were measured, and the one that won is the one that runs, by its own kernel.
+            assert!(
+                text.contains(&format!("\"backend\":\"{id}\"")) && text.contains("\"backend\":\"scalar\""),
+                "{text}"
+            );
+            assert_eq!(route["basis"]["record"]["winner"]["backend"].as_str(), chosen.split('@').next(), "{text}");
+            assert!(!text.contains("it failed"), "{text}");
+        }
+        assert!(told.iter().any(|decision| decision["routes"][0]["chosen"] == id), "{id} never won: {told:?}");
+    }
+}
+
+/// `tersor explain` of a product, measured between a plugin and the portable backend.
+fn raced(manifest: &Path, shape: &str) -> Value {
+    let state = directory();
+    let config = state.path().join("tersor.toml");
+    let deny = "deny = ['cpu-avx2', 'cpu-avx512', 'cpu-neon']";
+    let text = format!(
+        "[plugins]\nenabled = true\npaths = ['{}']\n[select]\n{deny}\n[tune]\nmode = 'on-miss'",
+        manifest.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new(TERSOR);
+    command.arg("--config").arg(&config).args(["explain", "matmul", "i2_s", shape, "--threads", "1", "--json"]);
+    command.env("XDG_STATE_HOME", state.path()).env("TERSOR_TUNE_CACHE", state.path().join("tune"));
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    json(&out)
+}
+
+/// The tuner measures with fewer threads too, and for that opens a second instance, which has packs of its own.
+#[test]
+fn a_plugin_is_measured_with_fewer_threads_too() {
+    let (dir, state) = (directory(), directory());
+    let manifest = make(dir.path());
+    let config = format!(
+        "[plugins]\nenabled = true\npaths = ['{}']\n[select]\ndeny = ['scalar', 'cpu-avx2', 'cpu-avx512', 'cpu-neon']\n[tune]\nmode = 'on-miss'",
+        manifest.display()
+    );
+    let file = state.path().join("tersor.toml");
+    std::fs::write(&file, config).unwrap();
+    let mut command = Command::new(TERSOR);
+    command.arg("--config").arg(&file).args(["explain", "matmul", "i2_s", "256x512", "--threads", "2"]);
+    command.env("XDG_STATE_HOME", state.path()).env("TERSOR_TUNE_CACHE", state.path().join("tune"));
+    let out = command.output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success() && text.contains("i2s-c@1t") && !text.contains("it failed"), "{text}");
+}
+
+#[test]
+fn check_allow_list_and_why_say_who_a_plugin_is() {
+    let (dir, state) = (directory(), directory());
+    let manifest = make(dir.path());
+    let run = |args: &[&str]| {
+        let out = tersor(state.path(), dir.path(), args);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        (out.status.code(), text, String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let (file, hash) = (manifest.to_str().unwrap(), loader().vet(&manifest).unwrap().library.sha256);
+    let (code, text, _) = run(&["plugins", "list"]);
+    assert!(code == Some(0) && text.contains(&hash) && text.contains("not probed yet"), "{text}");
+    let (code, text, _) = run(&["plugins", "check", file]);
+    assert!(code == Some(0) && text.contains("i2s-c 0.1.0 loads; backends: i2s-c"), "{text}");
+    let (_, text, _) = run(&["plugins", "list"]);
+    assert!(text.contains("passed its probe"), "{text}");
+    let (code, text, _) = run(&["plugins", "allow", file]);
+    assert_eq!(
+        (code, text.as_str()),
+        (Some(0), format!("[[plugins.allow]]\nname = \"i2s-c\"\nsha256 = \"{hash}\"\n").as_str())
+    );
+    Config::from_toml_str(&text).unwrap();
+    let (_, text, _) = run(&["plugins", "quarantine"]);
+    assert_eq!(text, "nothing is quarantined\n");
+    let (code, _, told) = run(&["plugins", "quarantine", "--clear", "/nowhere.so"]);
+    assert!(code != Some(0) && told.contains("nothing is known of /nowhere.so"), "{told}");
+    let (code, text, _) = run(&["backends", "--why"]);
+    let origin = format!("from plugin i2s-c 0.1.0, {file}\n");
+    assert!(code == Some(0) && text.contains(&origin) && text.contains(&format!("sha256 {hash}")), "{text}");
+
+    // A refused plugin: exit code 1 from all of them, with the stage.
+    edit(&manifest, &hash, &"0".repeat(64));
+    for what in [&["plugins", "check", file][..], &["plugins", "allow", file], &["conform", file]] {
+        let (code, _, told) = run(what);
+        assert!(code == Some(1) && told.contains(&hash), "{what:?}: {code:?} {told}");
+    }
+    let refused = json(&tersor(state.path(), dir.path(), &["conform", file, "--json"]));
+    assert!(refused["loads"] == false && refused["error"]["reason"].as_str().unwrap().contains(&hash), "{refused}");
+    let (code, _, told) = run(&["conform", "/nowhere.toml"]);
+    assert!(code == Some(1) && told.contains("/nowhere.toml"), "{code:?} {told}");
 }

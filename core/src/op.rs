@@ -319,11 +319,13 @@ pub struct Checked<'a> {
 
 impl<'a> Checked<'a> {
     /// The op's spec.
+    #[inline]
     pub fn spec(&self) -> OpSpec {
         self.spec
     }
 
     /// The op.
+    #[inline]
     pub fn op(self) -> Op<'a> {
         self.op
     }
@@ -331,6 +333,8 @@ impl<'a> Checked<'a> {
 
 impl<'a> Op<'a> {
     /// Validates lengths, shapes, types, indices and memories, and says what is wrong with the first that is not right.
+    // Inlined: an op is some 250 bytes, and is checked where it was built rather than moved there and back.
+    #[inline]
     pub fn check(self) -> Result<Checked<'a>> {
         let spec = self.validated()?;
         Ok(Checked { op: self, spec })

@@ -7,6 +7,7 @@
  */
 #include "tersor_plugin.h"
 
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,8 +34,13 @@ typedef struct {
 
 /* ---- errors ---- */
 
+/* The fields that this file uses, not sizeof: built with a later header, it still tells an older host. */
+static int has_message(const TersorError *err) {
+    return err && err->struct_size >= offsetof(TersorError, message) + sizeof err->message;
+}
+
 static int32_t fail(TersorError *err, int32_t status, const char *message) {
-    if (err && err->struct_size >= sizeof *err) {
+    if (has_message(err)) {
         uint64_t len = strlen(message);
         err->message.len = len;
         if (err->message.data)
@@ -44,7 +50,7 @@ static int32_t fail(TersorError *err, int32_t status, const char *message) {
 }
 
 static int32_t not_finite(TersorError *err, uint64_t index, float value, const char *operand) {
-    if (err && err->struct_size >= sizeof *err) {
+    if (has_message(err)) {
         err->index = index;
         err->value = value;
     }
@@ -245,14 +251,16 @@ static int32_t device(const TersorBackend *self, uint32_t index, TersorDevice *o
 static int32_t open_(const TersorBackend *self, const TersorHost *host, const TersorOptions *options, void **out,
                      TersorError *err) {
     (void)self;
-    if (host->struct_size < sizeof(TersorHost))
+    /* Up to the last field that version 1.0 has: an older host's table may end there. */
+    if (host->struct_size < offsetof(TersorHost, extension) + sizeof host->extension)
         return fail(err, TERSOR_ABI_MISMATCH, "the host's table is too short");
     if (options->isa)
         return fail(err, TERSOR_UNUSABLE, "it has no instruction set tiers; it is portable C");
     Instance *made = malloc(sizeof *made);
     if (!made)
         return fail(err, TERSOR_OUT_OF_MEMORY, "no memory for an instance");
-    made->host = *host;
+    memset(&made->host, 0, sizeof made->host);
+    memcpy(&made->host, host, host->struct_size < sizeof *host ? host->struct_size : sizeof *host);
     *out = made;
     return TERSOR_OK;
 }

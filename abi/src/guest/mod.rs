@@ -52,7 +52,6 @@ pub struct Export(OnceLock<Tables>);
 #[derive(Debug)]
 struct Tables {
     plugin: TersorPlugin,
-    _list: Box<[*const TersorBackend]>,
 }
 
 // SAFETY: tables are constant once made, and what they point to is leaked.
@@ -98,7 +97,8 @@ impl Export {
 
 fn tables(about: (&'static str, &'static str), entries: Vec<&'static BackendEntry>) -> Tables {
     let leak = |entry| -> *const TersorBackend { Box::leak(Box::new(backend(entry))) };
-    let list: Box<[_]> = entries.into_iter().map(leak).collect();
+    // Leaked, not kept in a box: moving a box ends the pointers that were made from it.
+    let list: &'static [_] = Box::leak(entries.into_iter().map(leak).collect());
     let plugin = TersorPlugin {
         struct_size: size_of::<TersorPlugin>() as u32,
         abi_minor: TERSOR_ABI_MINOR,
@@ -107,7 +107,7 @@ fn tables(about: (&'static str, &'static str), entries: Vec<&'static BackendEntr
         backends: list.as_ptr(),
         backend_count: list.len() as u64,
     };
-    Tables { plugin, _list: list }
+    Tables { plugin }
 }
 
 fn backend(entry: &'static BackendEntry) -> TersorBackend {
@@ -243,7 +243,7 @@ unsafe fn tell(refusal: &Refusal, err: *mut TersorError) -> i32 {
     };
     // SAFETY: the caller says that a pointer that is not null may be written, up to its size.
     if let Some(err) = unsafe { err.as_mut() }
-        && err.struct_size as usize >= size_of::<TersorError>()
+        && err.struct_size >= <TersorError as Prefixed>::V1
     {
         err.index = index;
         err.value = value;

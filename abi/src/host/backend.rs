@@ -2,11 +2,11 @@
 
 use std::ffi::c_void;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tersor_core::{
     BackendInfo, Bytes, DeviceKind, Error, Format, HostContext, Isa, OpSpec, PackTag, PackedWeight, QuantBackend,
-    RawBuffer, Result, Shape, Stream, Support, Weight,
+    RawBuffer, Result, Shape, Stream, Support, Weight, intern,
 };
 
 use super::context::HostSide;
@@ -23,6 +23,35 @@ pub(super) struct Opened {
     pub(super) id: &'static str,
     /// The plugin keeps a pointer to its table.
     pub(super) host: Box<HostSide>,
+    place: Place,
+}
+
+/// Numbers the instances of a backend that are alive. A pack belongs to its instance, so that instances must be told apart by
+/// the names of their packings; numbers are used again, so that there are few names.
+struct Place {
+    id: &'static str,
+    number: usize,
+}
+
+static TAKEN: Mutex<Vec<(&str, usize)>> = Mutex::new(Vec::new());
+
+impl Place {
+    fn take(id: &'static str) -> Self {
+        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = (1..).find(|n| !taken.contains(&(id, *n))).unwrap_or(usize::MAX);
+        taken.push((id, number));
+        Place { id, number }
+    }
+
+    fn packing(&self, name: &'static str) -> &'static str {
+        if self.number == 1 { name } else { intern(format!("{name}#{}", self.number)) }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        TAKEN.lock().unwrap_or_else(PoisonError::into_inner).retain(|taken| *taken != (self.id, self.number));
+    }
 }
 
 // SAFETY: the ABI lets an instance be used from any thread at any time.
@@ -65,7 +94,8 @@ impl Foreign {
         if instance.is_null() {
             return Err(broken(backend.id, "open made no instance".into()));
         }
-        let opened = Arc::new(Opened { table: backend.table, instance, id: backend.id, host });
+        let opened =
+            Arc::new(Opened { table: backend.table, instance, id: backend.id, host, place: Place::take(backend.id) });
         let struct_size = size_of::<TersorInfo>() as u32;
         let mut out = TersorInfo { struct_size, device: 0, isa: 0, reserved: 0 };
         // SAFETY: an instance of this table and structs of ours.
@@ -183,7 +213,7 @@ impl QuantBackend for Foreign {
         let packing = own_text("a packing's name", out.packing).map_err(|e| broken(opened.id, e.to_string()))?;
         let bytes =
             usize::try_from(out.bytes).map_err(|_| broken(opened.id, format!("a pack of {} bytes", out.bytes)))?;
-        let tag = PackTag { backend: opened.id.into(), packing };
+        let tag = PackTag { backend: opened.id.into(), packing: opened.place.packing(packing) };
         Ok(PackedWeight::new(tag, weight, bytes, keeps, Arc::new(pack)))
     }
 

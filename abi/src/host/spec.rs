@@ -17,7 +17,7 @@ pub(super) fn epilogue(e: Epilogue) -> u32 {
 
 /// The number of an op; 0, which every plugin answers with "unsupported", where the core is newer than this version of the
 /// ABI. Attention over spans has a number of its own, so that a plugin older than spans says that it does not know them.
-pub(super) fn op_number(spec: &OpSpec) -> u32 {
+fn op_number(spec: &OpSpec) -> u32 {
     match spec {
         OpSpec::Attention { span: Some(_), .. } => TERSOR_OP_ATTENTION_SPAN,
         spec => spec.kind().number().unwrap_or(0),

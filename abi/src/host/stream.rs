@@ -42,10 +42,10 @@ impl ForeignStream {
         Ok(ForeignStream { opened: opened.clone(), handle, report, kernels: Vec::new() })
     }
 
-    /// Hands over the struct of an op: `args` is the one of `spec`. The second answer is the flags.
-    fn send<T>(&mut self, spec: &OpSpec, args: &T) -> (Result<Ran>, u32) {
+    /// Hands over the struct of an op, that of `spec`. The second answer is the flags.
+    fn send<T: Args>(&mut self, spec: &OpSpec, args: &T) -> (Result<Ran>, u32) {
         let mut out = ran();
-        let (opened, number) = (&self.opened, spec::op_number(spec));
+        let (opened, number) = (&self.opened, T::OP);
         let args = std::ptr::from_ref(args).cast();
         // SAFETY: a stream of this table; the operands were validated and are borrowed by our caller for the call.
         let status = unsafe { call!(opened.table, submit, self.handle, number, args, &mut out, self.report.as_mut()) };

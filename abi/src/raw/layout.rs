@@ -102,3 +102,31 @@ prefixed! {
     TersorPack 40,
     TersorBackend 160
 }
+
+/// The struct of an op.
+pub(crate) trait Args {
+    /// The op's number.
+    const OP: u32;
+}
+
+macro_rules! args_of {
+    ($($name:ident $op:ident),+) => { $(impl Args for $name { const OP: u32 = $op; })+ };
+}
+
+args_of! {
+    TersorQuantize TERSOR_OP_QUANTIZE,
+    TersorDequantize TERSOR_OP_DEQUANTIZE,
+    TersorQuantizeRows TERSOR_OP_QUANTIZE_ROWS,
+    TersorMatMul TERSOR_OP_MATMUL,
+    TersorGatherRows TERSOR_OP_GATHER_ROWS,
+    TersorRmsNorm TERSOR_OP_RMS_NORM,
+    TersorRmsNormQuantize TERSOR_OP_RMS_NORM_QUANTIZE,
+    TersorRope TERSOR_OP_ROPE,
+    TersorKvWrite TERSOR_OP_KV_WRITE,
+    TersorAttention TERSOR_OP_ATTENTION,
+    TersorAttentionSpan TERSOR_OP_ATTENTION_SPAN,
+    TersorReluSquaredMul TERSOR_OP_RELU_SQUARED_MUL,
+    TersorAddOp TERSOR_OP_ADD,
+    TersorCopyOp TERSOR_OP_COPY,
+    TersorSample TERSOR_OP_SAMPLE
+}

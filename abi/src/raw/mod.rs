@@ -12,6 +12,6 @@ pub use codes::*;
 pub use ops::*;
 pub use text::*;
 
-pub(crate) use layout::Prefixed;
 #[doc(hidden)]
 pub use layout::offsets;
+pub(crate) use layout::{Args, Prefixed};
