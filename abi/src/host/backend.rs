@@ -21,8 +21,8 @@ pub(super) struct Opened {
     pub(super) table: Table,
     pub(super) instance: *mut c_void,
     pub(super) id: &'static str,
-    /// The plugin keeps a pointer to its table.
-    pub(super) host: Box<HostSide>,
+    /// The plugin keeps a pointer to its table, so it is in no box that moves.
+    pub(super) host: Arc<HostSide>,
     place: Place,
 }
 
@@ -80,7 +80,7 @@ impl fmt::Debug for Foreign {
 
 impl Foreign {
     pub(super) fn open(backend: &PluginBackend, context: &HostContext) -> Result<Self> {
-        let (mut report, host) = (Report::new(), Box::new(HostSide::new(context)));
+        let (mut report, host) = (Report::new(), Arc::new(HostSide::new(context)));
         let isa = match context.isa {
             None => 0,
             Some(isa) => isa.number().ok_or_else(|| broken(backend.id, format!("this ABI has no number for {isa}")))?,

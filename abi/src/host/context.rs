@@ -2,15 +2,17 @@
 
 use std::ffi::{c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use tersor_core::HostContext;
 use tersor_core::host::LogLevel;
 
 use crate::raw::*;
 
-/// A context and the table over it. The table points to the context, which is boxed so that it stays where it is.
+/// A context and the table over it. The table points to the context, which is shared so that it stays where it is: moving a
+/// box would end the pointers into it.
 pub(super) struct HostSide {
-    context: Box<HostContext>,
+    context: Arc<HostContext>,
     table: TersorHost,
 }
 
@@ -21,8 +23,8 @@ unsafe impl Sync for HostSide {}
 
 impl HostSide {
     pub(super) fn new(context: &HostContext) -> Self {
-        let context = Box::new(context.clone());
-        let ctx = std::ptr::from_ref(&*context).cast_mut().cast();
+        let context = Arc::new(context.clone());
+        let ctx = Arc::as_ptr(&context).cast_mut().cast();
         HostSide { context, table: table(ctx) }
     }
 
