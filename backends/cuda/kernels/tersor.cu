@@ -7,3 +7,4 @@
 #include "sample.cu"
 #include "weights.cu"
 #include "batch.cu"
+#include "heads.cu"

@@ -76,11 +76,6 @@ impl CudaBackend {
 /// Why an op cannot be run; `None` if it can. Asked by `supports` and by `submit`.
 pub(crate) fn refusal(device: &Device, spec: &OpSpec) -> Option<String> {
     match spec {
-        OpSpec::Dequantize { format, .. } | OpSpec::MatMul { format, .. } | OpSpec::GatherRows { format, .. }
-            if format.is_block() =>
-        {
-            Some(format!("it has no {format} kernels"))
-        }
         OpSpec::Quantize { from: t, format, shape } | OpSpec::Dequantize { to: t, format, shape } => {
             if !format.is_ternary() && spec.kind() == OpKind::Quantize {
                 return Some(format!("{format} is not a ternary format"));
@@ -91,12 +86,19 @@ pub(crate) fn refusal(device: &Device, spec: &OpSpec) -> Option<String> {
             format.encoded_len(*shape).err().map(|e| e.to_string())
         }
         OpSpec::MatMul { format, activations, output, scale_block, k, m, n, .. } => {
-            let expected = if format.is_ternary() { DType::I8 } else { DType::F32 };
+            let expected = if format.is_ternary() || format.is_block() { DType::I8 } else { DType::F32 };
             if *activations != expected {
                 return Some(format!("{format} weights take {expected:?} activations, not {activations:?}"));
             }
             if *output != DType::F32 && !(format.is_ternary() && *output == DType::I32) {
                 return Some(format!("{format} products are not stored as {output:?}"));
+            }
+            if format.is_block() && *scale_block != format.scale_block() {
+                return Some(format!("{format} has a scale for each block"));
+            }
+            let rows = crate::names::Product::of(*format, *scale_block, *output, *m).head_rows();
+            if rows * k > device.driver.dynamic_shared() as usize {
+                return Some(format!("{rows} rows of {k} activations are more than a block has room for"));
             }
             if let Some(block) = scale_block.filter(|b| !k.is_multiple_of(*b)) {
                 return Some(format!("a group of {block} weights straddles rows of {k}"));

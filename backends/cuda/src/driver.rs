@@ -38,6 +38,9 @@ kernels! {
     AttentionCluster = "attention_cluster",
     Gemv1Of3 = "gemv_1_of_3", RopeKvWrite = "rope_kv_write", GateNormQuantize = "gate_norm_quantize",
     Gemv1 = "gemv_1",
+    HeadQ81 = "head_q8_0_1", HeadQ84 = "head_q8_0_4", HeadQ88 = "head_q8_0_8",
+    HeadQ61 = "head_q6_k_1", HeadQ64 = "head_q6_k_4", HeadQ68 = "head_q6_k_8",
+    PackBlocks = "pack_blocks", GatherBlocks = "gather_blocks", DequantizeBlocks = "dequantize_blocks",
     Gemv1Wide = "gemv_1_wide", Gemv2 = "gemv_2", Gemv4 = "gemv_4",
     PadRows = "pad_rows", GemmBlocks = "gemm_blocks",
     GemmRows1 = "gemm_rows_1", GemmRows2 = "gemm_rows_2", GemmRows4 = "gemm_rows_4", GemmRows8 = "gemm_rows_8",
@@ -55,13 +58,19 @@ kernels! {
 }
 
 /// Those with scores, tokens or sums in dynamic shared memory.
-const LARGE: [Kernel; 13] = [
+const LARGE: [Kernel; 19] = [
     Kernel::Attention,
     Kernel::AttentionCluster,
     Kernel::AttentionGroup,
     Kernel::DenseRowsF32,
     Kernel::DenseRowsF16,
     Kernel::DenseRowsBf16,
+    Kernel::HeadQ61,
+    Kernel::HeadQ64,
+    Kernel::HeadQ68,
+    Kernel::HeadQ81,
+    Kernel::HeadQ84,
+    Kernel::HeadQ88,
     Kernel::GemmRows1,
     Kernel::GemmRows2,
     Kernel::GemmRows4,

@@ -20,10 +20,13 @@ pub(crate) enum Product {
     Large,
     Blocks,
     Dense,
+    Head1,
+    Head4,
+    Head8,
 }
 
 impl Product {
-    const ALL: [Product; 10] = [
+    const ALL: [Product; 13] = [
         Product::Gemv1,
         Product::Gemv2,
         Product::Gemv4,
@@ -34,10 +37,16 @@ impl Product {
         Product::Large,
         Product::Blocks,
         Product::Dense,
+        Product::Head1,
+        Product::Head4,
+        Product::Head8,
     ];
 
     pub(crate) fn of(format: Format, scale_block: Option<usize>, output: DType, m: usize) -> Self {
         match m {
+            1 if format.is_block() => Product::Head1,
+            2..=4 if format.is_block() => Product::Head4,
+            _ if format.is_block() => Product::Head8,
             _ if !format.is_ternary() => Product::Dense,
             _ if scale_block.is_some() && output == DType::F32 => Product::Blocks,
             1 => Product::Gemv1,
@@ -48,6 +57,16 @@ impl Product {
             17..=32 => Product::Small4,
             33..=SMALL_ROWS => Product::Small8,
             _ => Product::Large,
+        }
+    }
+
+    /// Rows of activations that a warp of the kernels for `q8_0` and `q6_k` has; 0 of the others.
+    pub(crate) fn head_rows(self) -> usize {
+        match self {
+            Product::Head1 => 1,
+            Product::Head4 => 4,
+            Product::Head8 => 8,
+            _ => 0,
         }
     }
 
@@ -64,6 +83,9 @@ impl Product {
             Product::Large => ("gemm", "128x64"),
             Product::Blocks => ("gemm", "blocks"),
             Product::Dense => ("gemv", "32x1"),
+            Product::Head1 => ("gemv", "blocks-1"),
+            Product::Head4 => ("gemm", "blocks-4"),
+            Product::Head8 => ("gemm", "blocks-8"),
         }
     }
 }
@@ -104,7 +126,7 @@ impl Names {
             names.quantize[i] = FLOATS.map(|t| intern(format!("quantize.{f}-{t}.{isa}")));
             names.dequantize[i] = FLOATS.map(|t| intern(format!("dequantize.{f}-{t}.{isa}")));
             names.gather[i] = intern(format!("gather_rows.{f}.{isa}"));
-            let act = if f.is_ternary() { "i8" } else { "f32" };
+            let act = if f.is_ternary() || f.is_block() { "i8" } else { "f32" };
             names.products[i] = Product::ALL.map(|p| {
                 let (op, tile) = p.parts();
                 intern(format!("{op}.{f}-{act}.{isa}.{tile}"))

@@ -1,5 +1,6 @@
 //! The packing: 2 bits a weight in tiles of 256 columns of one row, whatever the file's format; scales apart. The order
-//! inside a tile is written down in `kernels/matmul.cu`. Dense tables are padded to whole rows of 64 elements.
+//! inside a tile is written down in `kernels/matmul.cu`. Dense tables are padded to whole rows of 64 elements; `q8_0` and
+//! `q6_k` lie in planes, see `kernels/heads.cu`, in as many bytes as the file has.
 
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ pub(crate) struct Packed {
 pub(crate) enum Kind {
     /// Tiles of a row, and the scales.
     Ternary { tiles: u32, scales: Scales },
+    /// Blocks of a row of `q8_0` or `q6_k`.
+    Blocks { per_row: u32 },
     /// Elements from one row to the next.
     Dense { stride: u32 },
 }
@@ -50,6 +53,11 @@ pub(crate) fn format_number(format: Format) -> u32 {
     }
 }
 
+/// The kernels' flag for `q6_k`, where the other choice is `q8_0`.
+pub(crate) fn block_number(format: Format) -> u32 {
+    u32::from(format == Format::Q6K)
+}
+
 /// Bytes from one row to the next in canonical bytes; 0 where blocks run over the flattened tensor.
 pub(crate) fn row_bytes(format: Format, shape: Shape) -> usize {
     if matches!(format, Format::I2SGroup(_)) { 0 } else { rows_of(format, shape).bytes }
@@ -61,10 +69,9 @@ fn element(format: Format) -> usize {
 
 /// Bytes that [`pack`] occupies.
 pub(crate) fn packed_size(format: Format, shape: Shape) -> Result<usize> {
-    format.encoded_len(shape)?;
+    let encoded = format.encoded_len(shape)?;
     if format.is_block() {
-        let reason = format!("it has no {format} kernels");
-        return Err(Error::Unsupported { backend: ID.into(), op: format!("pack {format} {shape}"), reason });
+        return Ok(encoded.bytes);
     }
     Ok(if format.is_ternary() {
         let scales = format.scale_block().map_or(1, |block| shape.len().div_ceil(block));
@@ -92,6 +99,17 @@ pub(crate) fn pack(device: &Arc<Device>, w: &Weight) -> Result<PackedWeight> {
     let (rows, cols) = (count("rows", shape.rows())?, count("columns", shape.cols())?);
     let tag = |packing| PackTag { backend: ID.into(), packing };
     let size = packed_size(format, shape)?;
+    if let Some(block) = format.scale_block().filter(|_| format.is_block()) {
+        let per_row = cols / block as u32;
+        let (raw, data) = (device.take_with(w.codes())?, device.take(size)?);
+        let args = Args::new().u32(block_number(format)).u64(raw.at).u32(rows).u32(per_row).u64(data.at);
+        // SAFETY: parameters as in heads.cu; the weight's bytes were validated for its shape, and planes take as many.
+        unsafe { device.launch(Kernel::PackBlocks, items(shape.len() / block), args) }?;
+        device.flush()?;
+        device.driver.fence();
+        let data = Arc::new(Packed { data, kind: Kind::Blocks { per_row } });
+        return Ok(PackedWeight::new(tag("planes-of-blocks"), w, size, false, data));
+    }
     if !format.is_ternary() {
         let stride = count("columns", shape.cols().next_multiple_of(DENSE_UNIT))?;
         let data = if stride == cols {

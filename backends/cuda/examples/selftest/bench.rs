@@ -115,6 +115,38 @@ fn product(gpu: &CudaBackend, m: usize, n: usize, k: usize) -> Value {
             "weight_bytes": bytes, "weights_gb_per_s": gbs, "tmac_per_s": tmacs, "timed": "host clock over many launches" })
 }
 
+/// A head times `m` rows of the activations that its format takes.
+pub(crate) fn head(gpu: &CudaBackend, weight: &Weight, m: usize) -> Value {
+    let (n, k) = (weight.shape().rows(), weight.shape().cols());
+    let bytes = gpu.packed_size(weight.format(), weight.shape()).unwrap();
+    let w = gpu.pack(weight).unwrap();
+    let mut stream = gpu.open_stream().unwrap();
+    let stream = &mut *stream;
+    let (mut x, mut q) = (Buffer::<f32>::alloc(gpu, m * k).unwrap(), Buffer::<i8>::alloc(gpu, m * k).unwrap());
+    let (mut scales, mut y) = (Buffer::<f32>::alloc(gpu, m).unwrap(), Buffer::<f32>::alloc(gpu, m * n).unwrap());
+    let values = noise(m * k);
+    x.write(stream, &values).unwrap();
+    q.write(stream, &values.iter().map(|v| (v * 127.0) as i8).collect::<Vec<_>>()).unwrap();
+    scales.write(stream, &vec![30.0; m]).unwrap();
+    let mut kernel = "";
+    let mut samples = time(stream, 9, 20, |stream, _| {
+        let int8 = Activations::Int8 { q: q.input(), scales: scales.input() };
+        let x = if weight.format().is_block() { int8 } else { Activations::F32(x.input()) };
+        let op = Op::MatMul { w: &w, x, y: Output::F32(y.output()), epilogue: Epilogue::Store };
+        kernel = stream.submit(op.check().unwrap()).unwrap().kernel;
+    });
+    let (median, least, most) = spread(&mut samples);
+    let gbs = bytes as f64 / median / 1e9;
+    println!(
+        "{kernel} m={m} {n}x{k}: {:.1} us ({:.1}..{:.1}), {gbs:.0} GB/s of weights",
+        median * 1e6,
+        least * 1e6,
+        most * 1e6
+    );
+    json!({ "kernel": kernel, "m": m, "n": n, "k": k, "median_s": median, "least_s": least, "most_s": most,
+            "weight_bytes": bytes, "weights_gb_per_s": gbs, "timed": "host clock over many launches" })
+}
+
 fn copy(gpu: &CudaBackend) -> Value {
     let n = 1 << 28;
     let (x, mut y) = (Buffer::<f32>::alloc(gpu, n).unwrap(), Buffer::<f32>::alloc(gpu, n).unwrap());

@@ -11,7 +11,7 @@ use tersor_model::names::Role;
 use tersor_model::{Model, ModelConfig, Result, Session, SessionOptions, embedded};
 
 use crate::bench::{i2s, noise};
-use crate::{model, spread};
+use crate::{bench, model, spread};
 
 /// Every matrix of a shape has the same random bytes; each is packed into memory of its own.
 pub(crate) struct Random {
@@ -60,14 +60,38 @@ impl TensorSource for Random {
 
 pub(crate) const GREEDY: SampleParams = SampleParams { temperature: 0.0, top_k: None, seed: 0 };
 
-pub(crate) fn run(gpu: &Arc<CudaBackend>) -> bool {
+pub(crate) fn run(gpu: &Arc<CudaBackend>, head: Format) -> bool {
     let source = Random::new(embedded::fable_26m().unwrap().config().clone());
+    let source = model::WithHead { source: &source, format: Some(head).filter(|f| *f != Format::BF16) };
     let started = Instant::now();
     let model = Model::load(gpu.clone(), &source, |_| {}).unwrap();
-    println!("2B-4T shape: {} bytes of weights in {:.1} s", model.weight_bytes(), started.elapsed().as_secs_f64());
-    let results: Vec<Value> = [(128, 128), (512, 128)].into_iter().map(|(p, t)| sequence(gpu, &model, p, t)).collect();
-    profile(&model);
-    crate::save("cuda-2b4t", gpu, json!(results));
+    println!(
+        "2B-4T shape, head in {head}: {} bytes of weights in {:.1} s",
+        model.weight_bytes(),
+        started.elapsed().as_secs_f64()
+    );
+    let results: Vec<Value> =
+        [(128, 128), (512, 128)].into_iter().map(|(p, t)| sequence(gpu, &model, head, p, t)).collect();
+    if head == Format::BF16 {
+        profile(&model);
+    }
+    let name = if head == Format::BF16 { "cuda-2b4t".to_owned() } else { format!("cuda-2b4t-{head}") };
+    crate::save(&name, gpu, json!(results));
+    true
+}
+
+/// The products of heads alone: one row of activations, and as many as sequences of a batch.
+pub(crate) fn heads(gpu: &Arc<CudaBackend>) -> bool {
+    let source = Random::new(embedded::fable_26m().unwrap().config().clone());
+    let mut results = Vec::new();
+    for format in [Format::BF16, Format::F16, Format::Q8_0, Format::Q6K] {
+        let source = model::WithHead { source: &source, format: Some(format).filter(|f| *f != Format::BF16) };
+        let w = source.matrix(Role::TokenEmbedding, &**gpu).unwrap();
+        for m in [1, 4, 8, 32] {
+            results.push(bench::head(gpu, &w, m));
+        }
+    }
+    crate::save("cuda-heads", gpu, json!(results));
     true
 }
 
@@ -112,7 +136,7 @@ pub(crate) fn equals_the_cpu(gpu: &Arc<CudaBackend>) -> bool {
     ok
 }
 
-fn sequence(gpu: &CudaBackend, model: &Model, prompt: usize, tokens: usize) -> Value {
+fn sequence(gpu: &CudaBackend, model: &Model, head: Format, prompt: usize, tokens: usize) -> Value {
     let options = SessionOptions { capacity: Some(prompt + tokens + 1), batch: prompt, ..SessionOptions::default() };
     let ids: Vec<u32> = (0..prompt as u32).map(|i| i * 97 % 128_000).collect();
     let mut session = Session::new(model, options).unwrap();
@@ -147,7 +171,7 @@ fn sequence(gpu: &CudaBackend, model: &Model, prompt: usize, tokens: usize) -> V
         session.kernels()
     );
     json!({ "prompt": prompt, "tokens": tokens, "prefill_tokens_per_second": p, "decode_tokens_per_second": d,
-            "decode_least": least, "decode_most": most, "weight_bytes_per_token": bytes, "head": "bf16", "cache": "f32",
+            "decode_least": least, "decode_most": most, "weight_bytes_per_token": bytes, "head": head.id(), "cache": "f32",
             "launches_per_step": launches, "uploads_per_step": ups, "downloads_per_step": downs,
             "kernels": session.kernels() })
 }

@@ -1,5 +1,5 @@
 //! Everything that has to be seen on a GPU, in one program to carry there: conformance, the model against the CPU, and
-//! figures. `selftest [conformance|full|model|bench|batch|chains|small|link|errors|2b|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
+//! figures. `selftest [conformance|full|model|bench|batch|chains|small|link|errors|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
 mod batch;
@@ -18,7 +18,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tersor_backend_cuda::CudaBackend;
 use tersor_conformance::{Options, Suite};
-use tersor_core::{HostContext, QuantBackend};
+use tersor_core::{Format, HostContext, QuantBackend};
 
 fn main() {
     let mut parts: Vec<String> = std::env::args().skip(1).collect();
@@ -56,7 +56,11 @@ fn main() {
             "errors=lost" => errors::lost_device(&backend),
             "bench" => bench::run(&backend),
             "batch" => batch::run(&backend),
-            "2b" => large::run(&backend),
+            "heads" => large::heads(&backend),
+            "2b" | "2b=bf16" => large::run(&backend, Format::BF16),
+            "2b=f16" => large::run(&backend, Format::F16),
+            "2b=q8_0" => large::run(&backend, Format::Q8_0),
+            "2b=q6_k" => large::run(&backend, Format::Q6K),
             "2b=cpu" => large::equals_the_cpu(&backend),
             only => conformance(&backend, Options::full().with_only(&[only])),
         };

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use serde_json::json;
 use tersor_backend_cuda::CudaBackend;
 use tersor_conformance::Threads;
-use tersor_core::{Format, HostContext, Probe, QuantBackend, SampleParams};
+use tersor_core::{
+    Bytes, Floats, Format, HostContext, Probe, QuantBackend, SampleParams, Shape, Weight, bf16, codec, f16,
+};
 use tersor_model::generate::{Options, continue_ids, prompt_logits};
-use tersor_model::graph::InFormat;
-use tersor_model::{Model, Session, SessionOptions, Tokenizer, embedded};
+use tersor_model::graph::{InFormat, TensorSource};
+use tersor_model::names::Role;
+use tersor_model::{Model, ModelConfig, Session, SessionOptions, Tokenizer, embedded};
 
 use tersor_backend_cpu_avx2 as _;
 use tersor_backend_cpu_avx512 as _;
@@ -25,14 +28,62 @@ pub(crate) fn cpu() -> Arc<dyn QuantBackend> {
     (entry.open)(&HostContext::new(Arc::new(Threads::new(threads)))).unwrap()
 }
 
+/// A source whose embedding and head are in another format; `None` leaves them.
+pub(crate) struct WithHead<'a> {
+    pub(crate) source: &'a dyn TensorSource,
+    pub(crate) format: Option<Format>,
+}
+
+impl TensorSource for WithHead<'_> {
+    fn config(&self) -> &ModelConfig {
+        self.source.config()
+    }
+    fn matrix(&self, role: Role, backend: &dyn QuantBackend) -> tersor_model::Result<Weight> {
+        let w = self.source.matrix(role, backend)?;
+        let Some(format) = self.format.filter(|_| !w.format().is_ternary()) else { return Ok(w) };
+        let values = codec::dequantize(&w)?;
+        if format.is_block() {
+            return Ok(in_parts(&values, w.shape(), format));
+        }
+        let bytes: Vec<u8> = match format {
+            Format::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+            Format::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        let format = if matches!(format, Format::F16 | Format::BF16) { format } else { Format::F32 };
+        Ok(Weight::dense(format, w.shape(), Bytes::from(bytes))?)
+    }
+    fn norm(&self, role: Role) -> tersor_model::Result<Vec<f32>> {
+        self.source.norm(role)
+    }
+}
+
+/// A table in a block format, rows shared among threads: a vocabulary of 128,256 takes one of them long.
+fn in_parts(values: &[f32], shape: Shape, format: Format) -> Weight {
+    let (cols, rows) = (shape.cols(), shape.rows().div_ceil(16));
+    let part = |values: &[f32]| {
+        let shape = Shape::new(values.len() / cols, cols).unwrap();
+        codec::blocks::quantize(Floats::F32(values), shape, format).unwrap()
+    };
+    let parts: Vec<Weight> = std::thread::scope(|s| {
+        let threads: Vec<_> = values.chunks(rows * cols).map(|values| s.spawn(move || part(values))).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    let bytes: Vec<u8> = parts.iter().flat_map(|w| w.codes().iter().copied()).collect();
+    Weight::new(format, shape, Bytes::from(bytes), Vec::new()).unwrap()
+}
+
 pub(crate) fn equals_the_cpu(gpu: &Arc<CudaBackend>) -> bool {
     let file = embedded::fable_26m().unwrap();
     let tokenizer = Tokenizer::of(&file).unwrap();
     let cpu = cpu();
     let mut ok = true;
     let mut results = Vec::new();
-    for format in [Format::I2S, Format::TL1, Format::TL2, Format::TQ1_0, Format::TQ2_0] {
+    let ternary = [Format::I2S, Format::TL1, Format::TL2, Format::TQ1_0, Format::TQ2_0].map(|format| (format, None));
+    let heads = [Format::F16, Format::Q8_0, Format::Q6K].map(|head| (Format::I2S, Some(head)));
+    for (format, head) in ternary.into_iter().chain(heads) {
         let source = InFormat { file: &file, format };
+        let source = WithHead { source: &source, format: head };
         let load = |b: Arc<dyn QuantBackend>| Model::load(b, &source, |_| {}).unwrap();
         let (here, there) = (load(gpu.clone()), load(cpu.clone()));
         for prompt in PROMPTS {
@@ -51,7 +102,7 @@ pub(crate) fn equals_the_cpu(gpu: &Arc<CudaBackend>) -> bool {
                 ok &= same && differing == 0;
                 let pace = |p: tersor_model::generate::Pace| p.tokens_per_second().unwrap_or(0.0);
                 println!(
-                    "{format} {prompt:?} T={temperature} k={top_k:?}: {differing} of {} logits differ, {equal} of {} ids equal{}; {:.0} tok/s, {} {:.0} tok/s",
+                    "{format}, head {head:?}, {prompt:?} T={temperature} k={top_k:?}: {differing} of {} logits differ, {equal} of {} ids equal{}; {:.0} tok/s, {} {:.0} tok/s",
                     ids.len() * here.config().vocab_size,
                     b.ids.len(),
                     if same { "" } else { " DIFFERENT" },
@@ -60,7 +111,7 @@ pub(crate) fn equals_the_cpu(gpu: &Arc<CudaBackend>) -> bool {
                     pace(b.decode),
                 );
                 results.push(json!({
-                    "format": format.id(), "prompt": prompt, "temperature": temperature, "top_k": top_k,
+                    "format": format.id(), "head": head.map(|f| f.to_string()), "prompt": prompt, "temperature": temperature, "top_k": top_k,
                     "logits_differing": differing, "ids_equal": equal, "ids": b.ids.len(),
                     "cuda_tokens_per_second": pace(a.decode), "kernels": a.kernels,
                 }));

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use tersor_backend_cuda::CudaBackend;
+use tersor_core::codec::blocks;
 use tersor_core::{
     Activations, Buffer, Epilogue, Floats, FloatsMut, Format, Op, Output, QuantBackend, SampleParams, Shape, codec,
 };
@@ -40,9 +41,10 @@ fn weights(gpu: &CudaBackend) -> bool {
 fn products(gpu: &CudaBackend) {
     let shape = Shape::new(160, 512).unwrap();
     let grouped = Format::I2SGroup(tersor_core::GroupSize::G128);
-    let blocks = codec::quantize(Floats::F32(&noise(shape.len())), shape, grouped).unwrap();
+    let grouped = codec::quantize(Floats::F32(&noise(shape.len())), shape, grouped).unwrap();
     let mut stream = gpu.open_stream().unwrap();
-    for weight in [i2s(shape, 5), blocks] {
+    let heads = Format::BLOCK.map(|format| blocks::quantize(Floats::F32(&noise(shape.len())), shape, format).unwrap());
+    for weight in [i2s(shape, 5), grouped].into_iter().chain(heads) {
         let w = gpu.pack(&weight).unwrap();
         for m in [1, 2, 4, 8, 16, 32, 65] {
             let mut q = Buffer::<i8>::alloc(gpu, m * shape.cols()).unwrap();

@@ -15,6 +15,8 @@ const ADD: u32 = 1;
 const I32: u32 = 2;
 /// Tokens that a block of `dense_rows` keeps.
 const DENSE_TOKENS: u32 = 16;
+/// Warps of a block of the kernels in heads.cu.
+const HEAD_WARPS: u32 = 16;
 
 /// Where a product reads and writes.
 struct Places {
@@ -57,9 +59,42 @@ impl CudaStream {
         let (m, n, k) = (count("M", m)?, count("N", n)?, count("K", k)?);
         let product = Product::of(format, scale_block, output, m as usize);
         match &packed.kind {
+            Kind::Blocks { per_row } => self.head((format, product), (packed.data.at, *per_row), &at, (m, n, k)),
             Kind::Dense { stride } => self.dense(format, packed.data.at, *stride, &at, (m, n, k)),
             Kind::Ternary { tiles, scales } => self.ternary(product, (packed, *tiles, scales), &at, (m, n, k)),
         }
+    }
+
+    /// A head in `q8_0` or `q6_k`. Up to 32 rows of activations meet the weights in one pass.
+    fn head(
+        &mut self,
+        (format, product): (tersor_core::Format, Product),
+        (w, per_row): (Address, u32),
+        at: &Places,
+        (m, n, k): (u32, u32, u32),
+    ) -> Result<()> {
+        let kernels = match format {
+            tersor_core::Format::Q6K => [Kernel::HeadQ61, Kernel::HeadQ64, Kernel::HeadQ68],
+            _ => [Kernel::HeadQ81, Kernel::HeadQ84, Kernel::HeadQ88],
+        };
+        let rows = product.head_rows() as u32;
+        let kernel = kernels[(rows / 4) as usize];
+        // Warps that have the same weights, each with rows of its own: as many as the activations and shared memory need.
+        let room = (self.device.driver.dynamic_shared() / (rows * k)).max(1);
+        let mut sharers = m.div_ceil(rows).min(4).next_power_of_two();
+        while sharers > room {
+            sharers /= 2;
+        }
+        let groups = m.div_ceil(rows * sharers);
+        let resident = if rows == 1 { 2 } else { 1 };
+        // No more blocks than there are rows for.
+        let blocks =
+            (self.device.driver.processors * resident / groups).clamp(1, n.div_ceil(HEAD_WARPS / sharers)) * groups;
+        let args = Args::new().u64(w).u64(at.x).u64(at.x_scales).u64(at.y).u32(n).u32(per_row).u32(m);
+        let grid = Grid { x: blocks, y: 1, threads: 32 * HEAD_WARPS, shared: rows * sharers * k };
+        // SAFETY: parameters as in heads.cu; `Checked` and `pack` have seen to the lengths of all operands, `supports` that the
+        // activations fit.
+        unsafe { self.device.launch(kernel, grid, args.u32(groups).u32(sharers).u32(at.mode)) }
     }
 
     fn dense(

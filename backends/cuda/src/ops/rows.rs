@@ -3,7 +3,7 @@
 use tersor_core::{Format, In, Out, PackedWeight, Result, SampleParams};
 
 use crate::driver::{Args, Grid, Kernel};
-use crate::pack::{Kind, count, items};
+use crate::pack::{Kind, block_number, count, items};
 use crate::queue::{Gate, Item, KvWrite, Norm, Rope};
 use crate::stream::CudaStream;
 
@@ -148,8 +148,16 @@ impl CudaStream {
 
     pub(super) fn gather(&mut self, table: &PackedWeight, ids: In<'_, u32>, y: &Out<'_, f32>) -> Result<()> {
         let packed = self.packed(table)?;
-        let Kind::Dense { stride } = packed.kind else { return Ok(()) };
         let (rows, shape) = (ids.len(), table.shape());
+        if let Kind::Blocks { .. } = packed.kind {
+            let args = Args::new().u64(packed.data.at).u32(block_number(table.format()));
+            let args = args.u32(count("entries", shape.rows())?).u32(count("columns", shape.cols())?);
+            let args = args.u64(self.input("ids", ids)?).u64(self.output("y", y)?);
+            let args = args.fault(self.watch("ids", Format::F32));
+            // SAFETY: as above; ids are checked by the kernel.
+            return unsafe { self.device.launch(Kernel::GatherBlocks, row_grid(rows, shape.cols()), args) };
+        }
+        let Kind::Dense { stride } = packed.kind else { return Ok(()) };
         let args = Args::new().u64(packed.data.at).u32(type_number(table.format()));
         let args = args.u32(count("entries", shape.rows())?).u32(count("columns", shape.cols())?).u32(stride);
         let args = args.u64(self.input("ids", ids)?).u64(self.output("y", y)?);

@@ -5,7 +5,7 @@ use tersor_core::format::TAIL;
 use tersor_core::{FloatIn, FloatOut, Format, GroupSize, Out, Result, Shape, Weight};
 
 use crate::driver::{Address, Args, Grid, Kernel};
-use crate::pack::{count, format_number, items, row_bytes};
+use crate::pack::{block_number, count, format_number, items, row_bytes};
 use crate::stream::CudaStream;
 
 /// Chunks whose sums a block of `chunk_stats` adds.
@@ -79,6 +79,11 @@ impl CudaStream {
         let n = shape.len();
         let raw = self.scratch.get(&self.device, 0, w.codes().len())?;
         self.device.upload(w.codes(), raw)?;
+        if format.is_block() {
+            let args = Args::new().u32(block_number(format)).u64(raw).u64(n as u64).u32(to).u64(y);
+            // SAFETY: as above, in heads.cu; the weight's bytes were validated for its shape.
+            return unsafe { self.device.launch(Kernel::DequantizeBlocks, items(n), args) };
+        }
         if !format.is_ternary() {
             let from = match format {
                 Format::F16 => 1,
