@@ -15,6 +15,17 @@ struct Heads {
     dim: usize,
 }
 
+/// So many rows that a backend may take them in tiles: each of 75 positions once, out of order, on both sides of two ends of chunks.
+const MANY: [u32; 75] = {
+    let mut positions = [0; 75];
+    let mut i = 0;
+    while i < positions.len() {
+        positions[i] = (i as u32 * 37 + 20) % 75 + 60;
+        i += 1;
+    }
+    positions
+};
+
 pub(super) fn cases(profile: Profile) -> Vec<Case> {
     // Positions on both sides of the chunks of 64 and the lanes of the sum.
     let mut positions: Vec<(&str, &[u32])> = vec![
@@ -23,6 +34,7 @@ pub(super) fn cases(profile: Profile) -> Vec<Case> {
         ("chunk-ends", &[62, 63, 64, 65]),
         ("prefill", &[0, 1, 2, 3, 4, 5, 6, 7]),
         ("unordered", &[130, 3, 127, 128]),
+        ("many-rows", &MANY),
     ];
     if profile == Profile::Full {
         positions.extend([("long", [1000, 700].as_slice()), ("second-chunk-ends", &[126, 127, 128, 129, 191, 192])]);
