@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Plugins as outsiders build them: the template as `cargo generate` expands it, the Rust example by a compiler that is not the
-# host's, the C example by gcc and by clang; and both sides of the boundary under AddressSanitizer.
+# host's, the C example by gcc and by clang; both sides of the boundary under AddressSanitizer; and hosts and plugins of an older
+# version of the ABI with those of this one.
 #
-#   .ci/plugins.sh [template|compilers|sanitizer]...      default: all three
+#   .ci/plugins.sh [template|compilers|sanitizer|versions]...      default: all four
 #
 #   PLUGIN_RUST   the other Rust compiler, a rustup toolchain (default 1.96.0)
 #
@@ -82,7 +83,30 @@ sanitizer() {
         cargo test -p tersor-abi --target "$target" --target-dir target/sanitizer --lib --test boundary --test conformance
 }
 
-[[ $# != 0 ]] || set -- template compilers sanitizer
+# The last tree whose ABI is 1.0: its plugins in this host, this tree's plugins in its host. Needs the history.
+versions() {
+    local header=abi/include/tersor_plugin.h raised old=$WORK/old
+    raised=$(git log -1 --format=%H -S'TERSOR_ABI_MINOR 0' -- "$header" 2>/dev/null || true)
+    if [[ -z $raised ]] || ! git cat-file -e "$raised^" 2>/dev/null; then
+        say "NOT TRIED: this clone does not have the commit that raised the ABI from 1.0"
+        return
+    fi
+    git worktree add --quiet --detach "$old" "$raised^"
+    grep 'define TERSOR_ABI_M' "$old/$header" "$header"
+    (cd "$old" && CARGO_TARGET_DIR=$WORK/old-target cargo build --release --quiet -p tersor-cli --no-default-features --features cpu)
+    env -u CARGO_TARGET_DIR make -s -C "$old/plugins/rust-example" OUT="$WORK/old-rust"
+    make -s -C "$old/plugins/c-example" OUT="$WORK/old-c"
+    env -u CARGO_TARGET_DIR make -s -C plugins/rust-example OUT="$WORK/new-rust"
+    make -s -C plugins/c-example OUT="$WORK/new-c"
+    git worktree remove --force "$old"
+    conforms "$WORK/old-c/i2s-c.toml"
+    conforms "$WORK/old-rust/bitplanes.toml"
+    tersor() { "$WORK/old-target/release/tersor" "$@"; }
+    conforms "$WORK/new-c/i2s-c.toml"
+    conforms "$WORK/new-rust/bitplanes.toml"
+}
+
+[[ $# != 0 ]] || set -- template compilers sanitizer versions
 [[ -x target/release/tersor ]] || cargo build --release
 for part in "$@"; do
     say "-- $part"
