@@ -16,12 +16,11 @@ trap 'rm -rf "$WORK"' EXIT
 # A plugin that others may write to is refused.
 umask 022
 
-tersor() { target/release/tersor "$@"; }
-
-# conforms MANIFEST: loads it out of process, and judges it.
+# conforms MANIFEST [HOST]: loads it out of process, and judges it; the host is this tree's if none is named.
 conforms() {
-    tersor plugins check "$1"
-    tersor conform "$1" >"$WORK/report" || { cat "$WORK/report"; return 1; }
+    local tersor=${2:-target/release/tersor}
+    "$tersor" plugins check "$1"
+    "$tersor" conform "$1" >"$WORK/report" || { cat "$WORK/report"; return 1; }
     tail -n 3 "$WORK/report"
 }
 
@@ -48,10 +47,10 @@ template() {
 # other_rust COMMAND...: with a Rust compiler that is not the one that built the host.
 other_rust() {
     local toolchain=${PLUGIN_RUST:-1.96.0}
-    if command -v rustup >/dev/null && timeout 300 rustup toolchain install "$toolchain" --profile minimal --no-self-update; then
+    if command -v rustup >/dev/null && timeout 300 rustup toolchain install "$toolchain" --profile minimal --no-self-update >&2; then
         RUSTUP_TOOLCHAIN=$toolchain "$@"
     else
-        apt_need /usr/bin/cargo=cargo-web /usr/bin/rustc=rustc-web
+        apt_need /usr/bin/cargo=cargo-web /usr/bin/rustc=rustc-web >&2
         PATH=/usr/bin:$PATH RUSTUP_TOOLCHAIN='' "$@"
     fi
 }
@@ -64,7 +63,8 @@ compilers() {
     [[ $host != "$theirs" ]] || { say "the plugin's compiler has to be another one"; return 1; }
     CARGO_TARGET_DIR='' other_rust env -u CARGO_TARGET_DIR make -s -C plugins/rust-example OUT="$WORK/rust" \
         CARGO_FLAGS="--target-dir $WORK/target" BUILT="$WORK/target/release/libbitplanes.so"
-    strings -a "$WORK/rust/libbitplanes.so" | grep -m 1 -o 'rustc version [0-9.]*' || true
+    # The library itself names its compiler.
+    grep -aq "rustc version $(cut -d' ' -f2 <<<"$theirs")" "$WORK/rust/libbitplanes.so"
     conforms "$WORK/rust/bitplanes.toml"
     apt_need gcc=gcc clang=clang
     local cc
@@ -101,13 +101,13 @@ versions() {
     git worktree remove --force "$old"
     conforms "$WORK/old-c/i2s-c.toml"
     conforms "$WORK/old-rust/bitplanes.toml"
-    tersor() { "$WORK/old-target/release/tersor" "$@"; }
-    conforms "$WORK/new-c/i2s-c.toml"
-    conforms "$WORK/new-rust/bitplanes.toml"
+    conforms "$WORK/new-c/i2s-c.toml" "$WORK/old-target/release/tersor"
+    conforms "$WORK/new-rust/bitplanes.toml" "$WORK/old-target/release/tersor"
 }
 
 [[ $# != 0 ]] || set -- template compilers sanitizer versions
-[[ -x target/release/tersor ]] || cargo build --release
+# What is there may be older than the tree.
+cargo build --release --quiet
 for part in "$@"; do
     say "-- $part"
     "$part"
