@@ -4,6 +4,7 @@
 #include "fused.cu"
 #include "attention.cu"
 #include "decode_attention.cu"
+#include "prefill_attention.cu"
 #include "sample.cu"
 #include "weights.cu"
 #include "batch.cu"

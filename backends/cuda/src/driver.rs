@@ -51,6 +51,7 @@ kernels! {
     DenseF32 = "dense_f32", DenseF16 = "dense_f16", DenseBf16 = "dense_bf16",
     QuantizeRows = "quantize_rows", RmsNorm = "rms_norm", RmsNormQuantize = "rms_norm_quantize",
     Rope = "rope", KvWrite = "kv_write", ReluSquaredMul = "relu_squared_mul", Add = "add", GatherRows = "gather_rows",
+    PrefillScores = "prefill_scores", PrefillWeights = "prefill_weights", PrefillValues = "prefill_values",
     Attention = "attention", Sample = "sample", KthLargest = "kth_largest",
     ChunkStats = "chunk_stats", Tree = "tree", QuantizeI2s = "quantize_i2s", QuantizeBytes = "quantize_bytes",
     QuantizeG64 = "quantize_g64", QuantizeG128 = "quantize_g128", QuantizeG256 = "quantize_g256",
@@ -58,10 +59,12 @@ kernels! {
 }
 
 /// Those with scores, tokens or sums in dynamic shared memory.
-const LARGE: [Kernel; 19] = [
+const LARGE: [Kernel; 21] = [
     Kernel::Attention,
     Kernel::AttentionCluster,
     Kernel::AttentionGroup,
+    Kernel::PrefillScores,
+    Kernel::PrefillValues,
     Kernel::DenseRowsF32,
     Kernel::DenseRowsF16,
     Kernel::DenseRowsBf16,

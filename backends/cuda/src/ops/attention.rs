@@ -2,10 +2,10 @@
 
 use tersor_core::{Format, In, Out, Result, Span};
 
-use crate::driver::{Args, Grid, Kernel};
+use crate::driver::{Address, Args, Grid, Kernel};
 use crate::memory::Device;
 use crate::pack::count;
-use crate::stream::CudaStream;
+use crate::stream::{CudaStream, Fault};
 
 /// The shape of the heads.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +30,26 @@ const CLUSTER: usize = 8;
 /// Chunks of values that it holds, and the floats of one.
 const HELD: u32 = 16;
 const CHUNK: u32 = 64 * 16 + 16;
+
+/// Rows from which on tiles of them share keys and values, and the bytes of scores that may lie in memory between the kernels.
+const TILED_ROWS: usize = 33;
+const TILED_SCORES: usize = 128 << 20;
+/// Query heads' rows of a tile, for scores and for values; see `kernels/prefill_attention.cu`.
+const SCORE_LINES: usize = 64;
+const VALUE_LINES: usize = 32;
+/// Bytes of shared memory of a block of each.
+const SCORE_SHARED: u32 = 2 * 64 * 33 * 16;
+const VALUE_SHARED: u32 = 2 * (32 * 17 + 64 * 16) * 16;
+
+/// Addresses of one attention.
+#[derive(Debug, Clone, Copy)]
+struct Operands {
+    q: Address,
+    positions: Address,
+    k: Address,
+    v: Address,
+    y: Address,
+}
 
 impl CudaStream {
     fn clustered(&self, g: Geometry, rows: usize) -> bool {
@@ -61,6 +81,11 @@ impl CudaStream {
         let positions_at = self.input("positions", positions)?;
         let first = span.map_or(Ok(0), |s| self.input("first rows", s.first))?;
         let fault = self.watch("positions", Format::F32);
+        let at_once = tiled_rows(g, capacity).min(positions.len());
+        if span.is_none() && at_once >= TILED_ROWS && (v | y).is_multiple_of(16) {
+            let at = Operands { q, positions: positions_at, k, v, y };
+            return self.tiled(g, capacity, at, (positions.len(), at_once), fault);
+        }
         let args = Args::new().u64(q).u32(heads).u32(kv_heads);
         let (kernel, grid, args) = if self.clustered(g, positions.len()) && v.is_multiple_of(16) {
             let x = count("blocks of all rows", blocks * CLUSTER)?;
@@ -86,4 +111,52 @@ impl CudaStream {
         // check positions, and `supports` that the scores fit.
         unsafe { self.device.launch(kernel, grid, args.fault(fault)) }
     }
+
+    /// Attention of many rows, `at_once` of them at a time.
+    fn tiled(
+        &mut self,
+        g: Geometry,
+        capacity: u32,
+        at: Operands,
+        (rows, at_once): (usize, usize),
+        fault: Fault,
+    ) -> Result<()> {
+        let (heads, kv_heads) = (g.heads as u32, g.kv_heads as u32);
+        let room = capacity.next_multiple_of(64);
+        let scores = self.scratch.get(&self.device, 2, 4 * at_once * g.heads * room as usize)?;
+        let totals = self.scratch.get(&self.device, 3, 4 * at_once * g.heads)?;
+        for first in (0..rows).step_by(at_once) {
+            let rows = at_once.min(rows - first);
+            let lines = rows * g.heads / g.kv_heads;
+            let row_bytes = (4 * first * g.heads * g.head_dim) as u64;
+            let (q, y, positions) = (at.q + row_bytes, at.y + row_bytes, at.positions + 4 * first as u64);
+            let x = count("tiles of all rows", lines.div_ceil(SCORE_LINES) * g.kv_heads)?;
+            let grid = Grid { x, y: room / 64, threads: 256, shared: SCORE_SHARED };
+            let args = Args::new().u64(q).u32(heads).u32(kv_heads).u64(positions).u32(capacity).u64(at.k);
+            let args = args.u32(rows as u32).u64(scores).u32(room);
+            // SAFETY: parameters as in prefill_attention.cu; `Checked` has seen to the lengths, the scratch has room for the
+            // scores and sums of `at_once` rows, and the kernels check positions. So below.
+            unsafe { self.device.launch(Kernel::PrefillScores, grid, args) }?;
+            let grid = Grid::new(count("heads of all rows", rows * g.heads)?.div_ceil(8), 256);
+            let args = Args::new().u32(heads).u32(kv_heads).u64(positions).u32(capacity).u32(rows as u32);
+            let args = args.u32(first as u32).u64(scores).u32(room).u64(totals).fault(fault);
+            // SAFETY: as above.
+            unsafe { self.device.launch(Kernel::PrefillWeights, grid, args) }?;
+            let x = count("tiles of all rows", 2 * lines.div_ceil(VALUE_LINES) * g.kv_heads)?;
+            let grid = Grid { x, y: 1, threads: 128, shared: VALUE_SHARED };
+            let args = Args::new().u32(heads).u32(kv_heads).u64(positions).u32(capacity).u64(at.v);
+            let args = args.u32(rows as u32).u64(scores).u32(room).u64(totals).u64(y);
+            // SAFETY: as above.
+            unsafe { self.device.launch(Kernel::PrefillValues, grid, args) }?;
+        }
+        Ok(())
+    }
+}
+
+/// Rows whose scores may lie in memory at once; none where the tiled kernels are not for the shape.
+fn tiled_rows(g: Geometry, capacity: u32) -> usize {
+    if g.head_dim != CLUSTER_HEAD {
+        return 0;
+    }
+    TILED_SCORES / (4 * g.heads * capacity.next_multiple_of(64) as usize)
 }
