@@ -81,7 +81,7 @@ pub(crate) fn run(gpu: &Arc<CudaBackend>) -> bool {
     true
 }
 
-fn product(gpu: &CudaBackend, m: usize, n: usize, k: usize) -> Value {
+pub(crate) fn product(gpu: &CudaBackend, m: usize, n: usize, k: usize) -> Value {
     let shape = Shape::new(n, k).unwrap();
     let weight = i2s(shape, 3);
     let bytes = gpu.packed_size(Format::I2S, shape).unwrap();

@@ -1,5 +1,5 @@
 //! Everything that has to be seen on a GPU, in one program to carry there: conformance, the model against the CPU, and
-//! figures. `selftest [conformance|full|model|bench|batch|chains|small|link|errors|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
+//! figures. `selftest [conformance|full|model|bench|batch|prefill|prefill=512|chains|small|small=attention|link|errors|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
 mod batch;
@@ -9,6 +9,7 @@ mod errors;
 mod large;
 mod link;
 mod model;
+mod prefill;
 mod small;
 
 use std::path::PathBuf;
@@ -50,12 +51,15 @@ fn main() {
             "model" => model::equals_the_cpu(&backend),
             "growth" => model::no_growth(&backend),
             "chains" => chains::run(&backend),
+            "small=attention" => small::attention(&backend),
             "small" => small::run(&backend),
             "link" => link::run(),
             "errors" => errors::run(&backend),
             "errors=lost" => errors::lost_device(&backend),
             "bench" => bench::run(&backend),
             "batch" => batch::run(&backend),
+            "prefill" => prefill::run(&backend, &[128, 512, 1024, 2048]),
+            "prefill=512" => prefill::run(&backend, &[512]),
             "heads" => large::heads(&backend),
             "2b" | "2b=bf16" => large::run(&backend, Format::BF16),
             "2b=f16" => large::run(&backend, Format::F16),

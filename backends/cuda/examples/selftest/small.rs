@@ -17,8 +17,9 @@ pub(crate) fn run(gpu: &Arc<CudaBackend>) -> bool {
     let formats = weights(gpu);
     products(gpu);
     chains::chains(gpu, 1, 1);
+    let attended = attention(gpu);
     model(gpu);
-    formats && errors::works(&**gpu).is_ok()
+    formats && attended && errors::works(&**gpu).is_ok()
 }
 
 /// Quantizes to every format and back.
@@ -59,6 +60,35 @@ fn products(gpu: &CudaBackend) {
             println!("{}", ran.kernel);
         }
     }
+}
+
+/// Attention of as many rows as are taken in tiles, over three chunks of positions.
+pub(crate) fn attention(gpu: &CudaBackend) -> bool {
+    let (rows, capacity) = (70, 150);
+    let mut stream = gpu.open_stream().unwrap();
+    let s = &mut *stream;
+    let mut floats = |n: usize| {
+        let mut b = Buffer::<f32>::alloc(gpu, n).unwrap();
+        b.write(s, &noise(n)).unwrap();
+        b
+    };
+    let (q, k, v) = (floats(rows * 2560), floats(capacity * 640), floats(capacity * 640));
+    let mut y = Buffer::<f32>::alloc(gpu, rows * 2560).unwrap();
+    let mut positions = Buffer::<u32>::alloc(gpu, rows).unwrap();
+    positions.write(s, &(0..rows as u32).map(|r| 70 + r).collect::<Vec<_>>()).unwrap();
+    let op = Op::Attention {
+        q: q.input(),
+        heads: 20,
+        kv_heads: 5,
+        head_dim: 128,
+        positions: positions.input(),
+        span: None,
+        k_cache: k.input(),
+        v_cache: v.input(),
+        y: y.output(),
+    };
+    println!("{}", s.submit(op.check().unwrap()).unwrap().kernel);
+    s.synchronize().is_ok()
 }
 
 /// A prompt of some rows, then steps, drawn in every way.
