@@ -2,15 +2,16 @@
 
 use tersor_core::Isa;
 
+use crate::codes::Codes;
 use crate::heads::{self, Columns, Group};
-use crate::lanes::{Array, Lanes};
+use crate::lanes::Array;
 
 /// A piece of work that can be instantiated for an ISA. Mark `run` and what it calls `#[inline(always)]`: only code that
 /// ends up inside the token's `#[target_feature]` function is compiled for the ISA.
 pub trait Body {
     /// What it returns.
     type Out;
-    /// Does the work. `simd` is the token that it runs under, for its [`Lanes`].
+    /// Does the work. `simd` is the token that it runs under, for its [`Lanes`](crate::lanes::Lanes).
     fn run<S: Simd>(self, simd: S) -> Self::Out;
 }
 
@@ -20,7 +21,7 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     const ISA: Option<Isa>;
 
     /// 64 f32 in the ISA's registers.
-    type F32: Lanes<Self>;
+    type F32: Codes<Self>;
 
     /// Runs a body, compiled for this ISA.
     fn run<B: Body>(self, body: B) -> B::Out;

@@ -9,6 +9,8 @@ use tersor_core::Floats;
 use tersor_core::codec::absmean::{self, ChunkStats};
 use tersor_core::reference::lanes::{LANES, fold};
 
+use crate::arch::prefetch;
+use crate::codes::PREFETCH;
 use crate::isa::Simd;
 
 /// 64 f32. Each is made with a token, so that whoever has one may use it.
@@ -93,6 +95,8 @@ pub fn read<S: Simd>(simd: S, w: Floats<'_>, start: usize, out: &mut [f32]) {
                 bytemuck::cast_slice::<_, u8>(&$values[start..start + out.len()]).as_chunks::<{ 2 * LANES }>().0;
             let (out, rest) = out.as_chunks_mut::<LANES>();
             for (from, to) in chunks.iter().zip(out.iter_mut()) {
+                prefetch(from.as_ptr().wrapping_add(PREFETCH));
+                prefetch(from.as_ptr().wrapping_add(PREFETCH + 64));
                 S::F32::$load(simd, from).store(to);
             }
             w.read(start + out.len() * LANES, rest);

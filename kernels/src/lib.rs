@@ -17,6 +17,7 @@ pub mod arch;
 pub mod arena;
 pub mod backend;
 pub mod ceiling;
+pub mod codes;
 pub mod heads;
 pub mod isa;
 pub mod lanes;

@@ -5,9 +5,10 @@
 
 use tersor_core::codec::absmean::{CHUNK, ChunkStats, Stats, ternarize};
 use tersor_core::codec::{self, rows_of};
-use tersor_core::{Error, Floats, FloatsMut, Format, Result, Shape, Weight, f16};
+use tersor_core::{Error, Floats, FloatsMut, Format, GroupSize, Result, Shape, Weight, f16};
 
 use super::Context;
+use crate::codes::{Codes, ask_ahead, encode_tl1, encode_tl2};
 use crate::isa::{Body, Simd};
 use crate::lanes::{self, Lanes};
 use crate::split::{self, Parts};
@@ -63,23 +64,31 @@ impl Body for EncodeRows<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let half = [0.5 * self.scale; 2];
+        let half = 0.5 * self.scale;
         let (mut values, mut codes) = (vec![0.0; self.cols], vec![0; self.cols]);
         let scales = vec![self.stored; self.cols / 256];
         for (i, out) in self.out.chunks_exact_mut(self.row_bytes).enumerate() {
             let w = window(simd, self.w, (self.first + i) * self.cols, &mut values);
             let blocks = w.as_chunks().0;
             match self.format {
-                Format::I2S => out.as_chunks_mut().0.iter_mut().zip(blocks).for_each(|(out, w)| {
-                    *out = S::F32::two_bit_block::<false>(simd, w, half);
-                }),
-                Format::TQ2_0 => {
-                    out.as_chunks_mut::<TQ2_BYTES>().0.iter_mut().zip(blocks.as_chunks().0).for_each(|(out, [a, b])| {
-                        out[..32].copy_from_slice(&S::F32::two_bit_block::<true>(simd, a, half));
-                        out[32..64].copy_from_slice(&S::F32::two_bit_block::<true>(simd, b, half));
-                        out[64..].copy_from_slice(&f16::from_f32(self.stored).to_le_bytes());
-                    })
+                Format::I2S => {
+                    for (out, w) in out.as_chunks_mut().0.iter_mut().zip(blocks) {
+                        ask_ahead(w);
+                        *out = S::F32::two_bit_block::<false>(simd, w, [half; 2]);
+                    }
                 }
+                Format::TQ2_0 => {
+                    let stored = f16::from_f32(self.stored).to_le_bytes();
+                    for (out, [a, b]) in out.as_chunks_mut::<TQ2_BYTES>().0.iter_mut().zip(blocks.as_chunks().0) {
+                        ask_ahead(a);
+                        ask_ahead(b);
+                        out[..32].copy_from_slice(&S::F32::two_bit_block::<true>(simd, a, [half; 2]));
+                        out[32..64].copy_from_slice(&S::F32::two_bit_block::<true>(simd, b, [half; 2]));
+                        out[64..].copy_from_slice(&stored);
+                    }
+                }
+                Format::TL1 => encode_tl1(simd, w, half, out),
+                Format::TL2 => encode_tl2(simd, w, half, out),
                 _ => {
                     ternarize(w, self.scale, &mut codes);
                     codec::encode_row(self.format, &codes, &scales, out);
@@ -92,39 +101,54 @@ impl Body for EncodeRows<'_> {
 /// Quantizes whole groups, each with its own scale; false if a value is not finite.
 struct Groups<'a> {
     w: Floats<'a>,
-    group: usize,
+    group: GroupSize,
     start: usize,
     scales: &'a mut [f32],
     out: &'a mut [u8],
 }
 
-/// Elements of a step of [`Groups`]: whole groups and whole blocks of every size.
-const STEP: usize = 256;
+/// Elements whose scales are made before any of them is encoded: whole groups of every size, four at a time, several times. A
+/// processor then has other groups to sum while it folds the sums of four, and the scales when it comes to encode.
+const STEP: usize = 2048;
 
 impl Body for Groups<'_> {
     type Out = bool;
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> bool {
+        match self.group {
+            GroupSize::G64 => self.of::<S, 64>(simd),
+            GroupSize::G128 => self.of::<S, 128>(simd),
+            GroupSize::G256 => self.of::<S, 256>(simd),
+        }
+    }
+}
+
+impl Groups<'_> {
+    #[inline(always)]
+    fn of<S: Simd, const G: usize>(self, simd: S) -> bool {
         let mut values = [0.0; STEP];
-        let mut scales = self.scales.iter_mut();
-        for (i, out) in self.out.chunks_mut(STEP / 4).enumerate() {
+        let steps = self.out.chunks_mut(STEP / 4).zip(self.scales.chunks_mut(STEP / G));
+        for (i, (out, scales)) in steps.enumerate() {
             let start = self.start + i * STEP;
             let len = STEP.min(self.w.len() - start);
             let w = window(simd, self.w, start, &mut values[..len]);
-            let mut of_group = [0.0; STEP / 64];
-            for ((v, s), scale) in w.chunks(self.group).zip(&mut of_group).zip(&mut scales) {
-                let Some(value) = S::F32::chunk_stats(simd, v).scale(v.len()) else { return false };
-                (*s, *scale) = (value, value);
-            }
-            if let ([a, b], [first, second]) = (w.as_chunks().0, out.as_chunks_mut().0) {
-                // The common case: a whole step, which is two blocks.
-                let halves = |block: usize| [0, 64].map(|at| 0.5 * of_group[(block * 128 + at) / self.group]);
-                *first = S::F32::two_bit_block::<false>(simd, a, halves(0));
-                *second = S::F32::two_bit_block::<false>(simd, b, halves(1));
+            if len == STEP {
+                let fours = w.as_chunks::<G>().0.as_chunks().0;
+                for (four, scales) in fours.iter().zip(scales.as_chunks_mut().0) {
+                    let Some(of_four) = S::F32::group_scales(simd, four) else { return false };
+                    *scales = of_four;
+                }
+                for (b, (out, w)) in out.as_chunks_mut().0.iter_mut().zip(w.as_chunks().0).enumerate() {
+                    let half = [0.5 * scales[b * 128 / G], 0.5 * scales[(b * 128 + 64) / G]];
+                    *out = S::F32::two_bit_block::<false>(simd, w, half);
+                }
                 continue;
             }
+            // The end of the tensor.
             let mut codes = [0; STEP];
-            for ((v, t), s) in w.chunks(self.group).zip(codes.chunks_mut(self.group)).zip(of_group) {
+            for ((v, t), scale) in w.chunks(G).zip(codes.chunks_mut(G)).zip(scales) {
+                let Some(s) = S::F32::chunk_stats(simd, v).scale(v.len()) else { return false };
+                *scale = s;
                 ternarize(v, s, t);
             }
             codec::encode_row(Format::I2S, &codes[..len], &[], out);
@@ -204,7 +228,7 @@ impl<S: Simd> Context<'_, S> {
         scales: &mut [f32],
     ) -> Result<()> {
         if let Format::I2SGroup(g) = format {
-            return self.quantize_groups(w, g.values(), codes, scales);
+            return self.quantize_groups(w, g, codes, scales);
         }
         let scale = self.scale(w)?;
         let stored = codec::storable_scale(format, scale)?;
@@ -230,8 +254,8 @@ impl<S: Simd> Context<'_, S> {
         stats.scale().ok_or_else(|| codec::non_finite(w))
     }
 
-    fn quantize_groups(self, w: Floats<'_>, group: usize, codes: &mut [u8], scales: &mut [f32]) -> Result<()> {
-        let isa = self.kernels.isa;
+    fn quantize_groups(self, w: Floats<'_>, group: GroupSize, codes: &mut [u8], scales: &mut [f32]) -> Result<()> {
+        let (isa, of) = (self.kernels.isa, group.values());
         let tasks = split::task_count(self.executor, w.len(), TASK_ELEMENTS);
         let (codes, scales) = (Parts::new(codes), Parts::new(scales));
         let failed = std::sync::atomic::AtomicBool::new(false);
@@ -240,7 +264,7 @@ impl<S: Simd> Context<'_, S> {
             // SAFETY: ranges of tasks are disjoint and start at whole steps, which are whole blocks and whole groups.
             let (out, scales) = unsafe {
                 let bytes = range.start / 4..range.end.div_ceil(crate::pack::BLOCK) * crate::pack::BLOCK_BYTES;
-                (codes.part(bytes), scales.part(range.start / group..range.end.div_ceil(group)))
+                (codes.part(bytes), scales.part(range.start / of..range.end.div_ceil(of)))
             };
             if !isa.run(Groups { w, group, start: range.start, scales, out }) {
                 failed.store(true, std::sync::atomic::Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! AVX-512 (BW, DQ, VL), VNNI and VBMI.
 
+mod codes;
 mod lanes;
 mod panels;
 mod weights;

@@ -9,10 +9,8 @@ use std::arch::x86_64::*;
 use tersor_core::codec::absmean::ChunkStats;
 use tersor_core::reference::lanes::LANES;
 
+use crate::codes::PREFETCH;
 use crate::lanes::two_bit_shift;
-
-/// How far ahead weights are asked for, see `crate::arch::panels`.
-const PREFETCH: usize = 8192;
 
 /// [`tersor_core::codec::absmean::chunk_stats`].
 ///
@@ -71,10 +69,6 @@ pub(super) unsafe fn two_bit_block<const LOW_FIRST: bool>(w: &[f32; 128], half: 
         let mut block = _mm256_setzero_si256();
         for q in 0..4 {
             let (high, low) = (_mm512_set1_ps(half[q / 2]), _mm512_set1_ps(-half[q / 2]));
-            // The two lines of a quarter.
-            let ahead = w.as_ptr().add(32 * q).cast::<i8>().wrapping_add(PREFETCH);
-            _mm_prefetch::<_MM_HINT_T0>(ahead);
-            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
             let a = _mm512_loadu_ps(w.as_ptr().add(32 * q));
             let b = _mm512_loadu_ps(w.as_ptr().add(32 * q + 16));
             let (first, second) =
