@@ -12,6 +12,7 @@ use tersor_core::reference::lanes::{LANES, fold};
 use crate::arch::prefetch;
 use crate::codes::PREFETCH;
 use crate::isa::Simd;
+use crate::positions::{Rows, TILE};
 
 /// 64 f32. Each is made with a token, so that whoever has one may use it.
 pub trait Lanes<S: Simd>: Copy {
@@ -49,6 +50,31 @@ pub trait Lanes<S: Simd>: Copy {
         let mut lanes = [0.0; LANES];
         lanes[..from.len()].copy_from_slice(from);
         Self::load(simd, &lanes)
+    }
+
+    /// Scores of attention: `dot(q, key) * scale` of each key. Past the last key, at the end of the last tile, its
+    /// score is repeated.
+    ///
+    /// # Safety
+    /// The query must have at least one chunk, and as many as the keys.
+    #[inline(always)]
+    unsafe fn scores(simd: S, q: &[[f32; LANES]], keys: Rows<'_>, scale: f32, scores: &mut [[f32; TILE]]) {
+        for (i, score) in scores.as_flattened_mut().iter_mut().enumerate() {
+            let position = i.min(keys.count() - 1);
+            let mut sum = Self::splat(simd, 0.0);
+            for (i, q) in q.iter().enumerate() {
+                // SAFETY: a key that there is, and a chunk that it has.
+                let key = unsafe { keys.chunk(position, i) };
+                sum = sum.add(Self::load(simd, q).mul(Self::load(simd, key)));
+            }
+            *score = sum.fold() * scale;
+        }
+    }
+
+    /// The largest score, leaving out NaN.
+    #[inline(always)]
+    fn largest(_: S, scores: &[[f32; TILE]]) -> f32 {
+        scores.as_flattened().iter().fold(f32::NEG_INFINITY, |max, s| max.max(*s))
     }
 
     /// [`absmean::chunk_stats`].

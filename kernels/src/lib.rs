@@ -9,9 +9,9 @@
 //! [`CpuBackend`] turns a set of kernels into a [`tersor_core::QuantBackend`]: it splits work into tasks, hands each
 //! to the host's executor, and names what ran. A backend crate is therefore an entry, a probe and its kernels.
 //!
-//! `unsafe` here has four reasons: calling a `#[target_feature]` function for which a token is proof, vector loads in
+//! `unsafe` here has five reasons: calling a `#[target_feature]` function for which a token is proof, vector loads in
 //! kernels, handing disjoint parts of one output to several tasks ([`split`]), and of one mapping to several weights
-//! ([`arena`]).
+//! ([`arena`]), and rows whose bounds were checked together ([`positions`]).
 
 pub mod arch;
 pub mod arena;
@@ -23,6 +23,7 @@ pub mod isa;
 pub mod lanes;
 pub mod ops;
 pub mod pack;
+pub mod positions;
 pub mod split;
 pub mod stream;
 pub mod tiers;

@@ -11,7 +11,7 @@ use tersor_kernels::Tiers;
 
 const ID: &str = "cpu-avx2";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-const KERNEL_REVISION: u32 = 2;
+const KERNEL_REVISION: u32 = 3;
 
 inventory::submit! {
     BackendEntry {

@@ -39,7 +39,7 @@ pub(super) fn cases(profile: Profile) -> Vec<Case> {
     if profile == Profile::Full {
         positions.extend([("long", [1000, 700].as_slice()), ("second-chunk-ends", &[126, 127, 128, 129, 191, 192])]);
     }
-    let shapes = [(1, 1, 32), (4, 2, 80), (8, 2, 64), (20, 5, 128), (3, 3, 2), (2, 1, 66)];
+    let shapes = [(1, 1, 32), (4, 2, 80), (8, 2, 64), (20, 5, 128), (3, 3, 2), (2, 1, 66), (7, 1, 192)];
     // First and last cache rows of what each row sees: sequences of different lengths, out of order, and some so long that
     // rows of one are chunks; rows of the same sequence; windows that begin anywhere.
     let mut spans: Vec<(&str, &[(u32, u32)])> = vec![

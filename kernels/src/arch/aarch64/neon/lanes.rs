@@ -4,6 +4,9 @@ use std::arch::aarch64::*;
 
 use crate::isa::{Neon, NeonDot, NeonI8mm, Simd};
 use crate::lanes::Lanes;
+use crate::positions::{Rows, TILE};
+
+use super::attention;
 
 /// The 64 lanes of a float sum in sixteen registers.
 #[derive(Debug, Clone, Copy)]
@@ -98,5 +101,15 @@ impl<S: HasNeon> Lanes<S> for F32x64 {
             let two = vadd_f32(vget_low_f32(r[0]), vget_high_f32(r[0]));
             vget_lane_f32::<0>(two) + vget_lane_f32::<1>(two)
         }
+    }
+    #[inline(always)]
+    unsafe fn scores(_: S, q: &[[f32; 64]], keys: Rows<'_>, scale: f32, scores: &mut [[f32; TILE]]) {
+        // SAFETY: as above, and the caller's contract.
+        unsafe { attention::scores(q, keys, scale, scores) }
+    }
+    #[inline(always)]
+    fn largest(_: S, scores: &[[f32; TILE]]) -> f32 {
+        // SAFETY: as above.
+        unsafe { attention::largest(scores) }
     }
 }

@@ -1,5 +1,6 @@
 //! NEON, DotProd and I8MM.
 
+mod attention;
 mod codes;
 mod i8mm;
 mod lanes;

@@ -6,8 +6,9 @@ use tersor_core::codec::absmean::ChunkStats;
 
 use crate::isa::{Avx2, AvxVnni, Simd};
 use crate::lanes::Lanes;
+use crate::positions::{Rows, TILE};
 
-use super::weights;
+use super::{attention, weights};
 
 /// The 64 lanes of a float sum in eight registers.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +105,16 @@ impl<S: HasAvx2> Lanes<S> for F32x64 {
     fn two_bit_values<const LOW_FIRST: bool>(_: S, bytes: &[u8; 32], values: &[[f32; 4]; 2], out: &mut [f32; 128]) {
         // SAFETY: as above.
         unsafe { weights::two_bit_values::<LOW_FIRST>(bytes, values, out) }
+    }
+    #[inline(always)]
+    unsafe fn scores(_: S, q: &[[f32; 64]], keys: Rows<'_>, scale: f32, scores: &mut [[f32; TILE]]) {
+        // SAFETY: as above, and the caller's contract.
+        unsafe { attention::scores(q, keys, scale, scores) }
+    }
+    #[inline(always)]
+    fn largest(_: S, scores: &[[f32; TILE]]) -> f32 {
+        // SAFETY: as above.
+        unsafe { attention::largest(scores) }
     }
 }
 

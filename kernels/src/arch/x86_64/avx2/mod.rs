@@ -1,5 +1,6 @@
 //! AVX2 and AVX-VNNI.
 
+mod attention;
 mod codes;
 mod lanes;
 mod panels;

@@ -1,5 +1,6 @@
 //! AVX-512 (BW, DQ, VL), VNNI and VBMI.
 
+mod attention;
 mod codes;
 mod lanes;
 mod panels;
