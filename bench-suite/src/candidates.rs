@@ -162,6 +162,7 @@ impl Candidates {
                 let host = HostContext::new(pool.clone())
                     .with_isa(isa)
                     .with_device(host.device)
+                    .with_reproducible(host.reproducible)
                     .with_memory(host.memory().clone());
                 match entry.open(&host) {
                     Ok(backend) => {

@@ -39,6 +39,25 @@ pub(crate) fn fail<T>(message: impl Into<String>) -> Result<T, Stop> {
     Err(Stop::Failed(message.into()))
 }
 
+/// The largest mean square error of the faster kernels of `docs/numerics.md`, over that of `bounds`.
+const NEAR: f64 = 1e-11;
+
+/// Nearness as `docs/numerics.md` has it for products that need not follow the order. `bounds` are what the squares of a
+/// result's terms can come to, `floor` an error that is none.
+pub(crate) fn near(what: &str, got: &[f32], want: &[f32], bounds: &[f64], floor: f64) -> Verdict {
+    if got.len() != want.len() {
+        return fail(format!("{what}: {} elements instead of {}", got.len(), want.len()));
+    }
+    let errors = got.iter().zip(want).map(|(got, want)| (f64::from(*got) - f64::from(*want)).powi(2));
+    let (error, bound) = (errors.sum::<f64>(), bounds.iter().sum::<f64>());
+    let limit = NEAR * bound + got.len() as f64 * floor * floor;
+    // A NaN is not below anything.
+    if error <= limit {
+        return Ok(());
+    }
+    fail(format!("{what}: the square error is {:e} of its bound instead of {NEAR:e} at most", error / bound))
+}
+
 /// Bit equality of all elements; `cols` is the length of a row, for saying where a difference is.
 pub(crate) fn same<T: Cell>(what: &str, cols: usize, got: &[T], want: &[T]) -> Verdict {
     if got.len() != want.len() {

@@ -180,6 +180,13 @@ pub trait QuantBackend: Send + Sync + fmt::Debug {
     /// Whether [`Stream::submit`] would run an op of this spec, and with which kernel.
     fn supports(&self, spec: &OpSpec) -> Support;
 
+    /// Whether ops of this spec have the results that `docs/numerics.md` defines, bit for bit. Always, unless the host has not
+    /// asked for that ([`crate::HostContext::reproducible`]) and this backend has something faster, for which the page states
+    /// a tolerance.
+    fn follows_order(&self, _spec: &OpSpec) -> bool {
+        true
+    }
+
     /// Bytes that [`QuantBackend::pack`] occupies at most for a weight of this format and shape; exactly that many unless
     /// the format has several scales and the weight turns out to need one.
     fn packed_size(&self, format: Format, shape: Shape) -> Result<usize>;

@@ -57,10 +57,13 @@ pub struct HostContext {
     pub isa: Option<Isa>,
     /// Use the device with this number, and fail where there is none; `None`: the backend's first.
     pub device: Option<usize>,
+    /// Only kernels that follow the order of `docs/numerics.md`. Where not, a backend may use faster ones, whose results are
+    /// near those and still the same from run to run; [`crate::QuantBackend::follows_order`] says for which operations.
+    pub reproducible: bool,
 }
 
 impl HostContext {
-    /// A context that runs work on `executor`, logs nowhere and forces no ISA.
+    /// A context that runs work on `executor`, logs nowhere, forces no ISA and wants reproducible results.
     pub fn new(executor: Arc<dyn Executor>) -> Self {
         HostContext {
             executor,
@@ -70,6 +73,7 @@ impl HostContext {
             zero_copy: true,
             isa: None,
             device: None,
+            reproducible: true,
         }
     }
 
@@ -93,6 +97,12 @@ impl HostContext {
     /// The same with a device that must be used.
     pub fn with_device(mut self, device: Option<usize>) -> Self {
         self.device = device;
+        self
+    }
+
+    /// The same with kernels that all follow the order of `docs/numerics.md`, or may be faster.
+    pub fn with_reproducible(mut self, reproducible: bool) -> Self {
+        self.reproducible = reproducible;
         self
     }
 
@@ -156,6 +166,7 @@ impl fmt::Debug for HostContext {
             .field("threads", &self.executor.threads())
             .field("isa", &self.isa)
             .field("device", &self.device)
+            .field("reproducible", &self.reproducible)
             .field("cancelled", &self.is_cancelled())
             .finish_non_exhaustive()
     }

@@ -81,6 +81,7 @@ impl Registry {
         let host = HostContext::new(Arc::new(Pool::bound(threads, &processors)?))
             .with_isa(isa)
             .with_device(device)
+            .with_reproducible(config.run.reproducible)
             .with_zero_copy(config.memory.zero_copy)
             .with_memory(Arc::new(HostMemory::new(budget)))
             .with_log(|level, message| match level {

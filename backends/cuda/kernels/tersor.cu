@@ -8,4 +8,7 @@
 #include "sample.cu"
 #include "weights.cu"
 #include "batch.cu"
+#include "batch_attention.cu"
 #include "heads.cu"
+#include "dense_mma.cu"
+#include "heads_mma.cu"

@@ -29,8 +29,9 @@ pub struct CudaBackend {
 impl CudaBackend {
     pub(crate) fn open(info: DeviceInfo, host: &HostContext) -> Result<Self> {
         let driver = Driver::open(info.index as i32)?;
-        let names = Arc::new(Names::new(driver.isa));
+        let isa = driver.isa;
         let device = Arc::new(Device::new(driver, host.clone()));
+        let names = Arc::new(Names::new(isa, device.limits()));
         let info = BackendInfo {
             id: ID.into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -96,7 +97,7 @@ pub(crate) fn refusal(device: &Device, spec: &OpSpec) -> Option<String> {
             if format.is_block() && *scale_block != format.scale_block() {
                 return Some(format!("{format} has a scale for each block"));
             }
-            let rows = crate::names::Product::of(*format, *scale_block, *output, *m).head_rows();
+            let rows = crate::names::Product::of(*format, *scale_block, *output, (*m, *k), device.limits()).head_rows();
             if rows * k > device.driver.dynamic_shared() as usize {
                 return Some(format!("{rows} rows of {k} activations are more than a block has room for"));
             }
@@ -129,6 +130,10 @@ impl QuantBackend for CudaBackend {
             (None, Some(kernel)) => Support::Yes { kernel },
             (None, None) => Support::no(format!("{ID} does not know {}", spec.kind())),
         }
+    }
+
+    fn follows_order(&self, spec: &OpSpec) -> bool {
+        self.names.follow_order(spec)
     }
 
     fn packed_size(&self, format: Format, shape: Shape) -> Result<usize> {

@@ -28,6 +28,8 @@ pub(crate) struct Launch {
 struct Sequence {
     launches: Vec<Launch>,
     graph: Option<Graph>,
+    /// When it was used last.
+    used: u64,
 }
 
 impl Sequence {
@@ -44,13 +46,15 @@ pub(crate) struct Batch {
     held: Vec<Launch>,
     limit: usize,
     seen: Vec<Sequence>,
+    /// Sequences so far.
+    count: u64,
     /// Whether recurring sequences become graphs.
     pub(crate) graphs: bool,
 }
 
 impl Default for Batch {
     fn default() -> Self {
-        Batch { held: Vec::with_capacity(LARGEST), limit: FIRST, seen: Vec::new(), graphs: true }
+        Batch { held: Vec::with_capacity(LARGEST), limit: FIRST, seen: Vec::new(), count: 0, graphs: true }
     }
 }
 
@@ -88,12 +92,19 @@ impl Batch {
         if !self.graphs || held.len() < FIRST / 2 {
             return plain(held);
         }
+        self.count += 1;
         let Some(sequence) = self.seen.iter_mut().find(|s| s.fits(held)) else {
-            if self.seen.len() < REMEMBERED {
-                self.seen.push(Sequence { launches: held.to_vec(), graph: None });
+            // The one that was not used for longest makes room.
+            let oldest = self.seen.iter().enumerate().min_by_key(|(_, s)| s.used).map(|(i, _)| i);
+            if let Some(graph) =
+                oldest.filter(|_| self.seen.len() >= REMEMBERED).and_then(|oldest| self.seen.swap_remove(oldest).graph)
+            {
+                driver.destroy_graph(graph);
             }
+            self.seen.push(Sequence { launches: held.to_vec(), graph: None, used: self.count });
             return plain(held);
         };
+        sequence.used = self.count;
         let changed = sequence.launches.iter().zip(held.iter()).filter(|(a, b)| a.args != b.args).count();
         // Changing a kernel's arguments costs about as much as launching it.
         if 4 * changed > 3 * held.len() {

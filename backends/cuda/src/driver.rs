@@ -40,14 +40,19 @@ kernels! {
     Gemv1 = "gemv_1",
     HeadQ81 = "head_q8_0_1", HeadQ84 = "head_q8_0_4", HeadQ88 = "head_q8_0_8",
     HeadQ61 = "head_q6_k_1", HeadQ64 = "head_q6_k_4", HeadQ68 = "head_q6_k_8",
+    HeadMmaQ81 = "head_mma_q8_0_1", HeadMmaQ82 = "head_mma_q8_0_2", HeadMmaQ84 = "head_mma_q8_0_4",
+    HeadMmaQ61 = "head_mma_q6_k_1", HeadMmaQ62 = "head_mma_q6_k_2", HeadMmaQ64 = "head_mma_q6_k_4",
     PackBlocks = "pack_blocks", GatherBlocks = "gather_blocks", DequantizeBlocks = "dequantize_blocks",
     Gemv1Wide = "gemv_1_wide", Gemv2 = "gemv_2", Gemv4 = "gemv_4",
     PadRows = "pad_rows", GemmBlocks = "gemm_blocks",
     GemmRows1 = "gemm_rows_1", GemmRows2 = "gemm_rows_2", GemmRows4 = "gemm_rows_4", GemmRows8 = "gemm_rows_8",
     GemmRowsShort1 = "gemm_rows_short_1", GemmRowsShort2 = "gemm_rows_short_2", GemmRowsShort4 = "gemm_rows_short_4",
     NormRows = "norm_rows", NormRowsWide = "norm_rows_wide", GateNormRows = "gate_norm_rows",
-    GemmLarge = "gemm_large", AttentionGroup = "attention_group",
+    GemmLarge = "gemm_large", AttentionGroup = "attention_group", AttentionPair = "attention_pair",
     DenseRowsF32 = "dense_rows_f32", DenseRowsF16 = "dense_rows_f16", DenseRowsBf16 = "dense_rows_bf16",
+    SplitRowsF16 = "split_rows_f16", SplitRowsBf16 = "split_rows_bf16",
+    DenseMmaF161 = "dense_mma_f16_1", DenseMmaF162 = "dense_mma_f16_2", DenseMmaF164 = "dense_mma_f16_4",
+    DenseMmaBf161 = "dense_mma_bf16_1", DenseMmaBf162 = "dense_mma_bf16_2", DenseMmaBf164 = "dense_mma_bf16_4",
     DenseF32 = "dense_f32", DenseF16 = "dense_f16", DenseBf16 = "dense_bf16",
     QuantizeRows = "quantize_rows", RmsNorm = "rms_norm", RmsNormQuantize = "rms_norm_quantize",
     Rope = "rope", KvWrite = "kv_write", ReluSquaredMul = "relu_squared_mul", Add = "add", GatherRows = "gather_rows",
@@ -59,15 +64,28 @@ kernels! {
 }
 
 /// Those with scores, tokens or sums in dynamic shared memory.
-const LARGE: [Kernel; 21] = [
+const LARGE: &[Kernel] = &[
     Kernel::Attention,
     Kernel::AttentionCluster,
     Kernel::AttentionGroup,
+    Kernel::AttentionPair,
     Kernel::PrefillScores,
     Kernel::PrefillValues,
     Kernel::DenseRowsF32,
     Kernel::DenseRowsF16,
     Kernel::DenseRowsBf16,
+    Kernel::DenseMmaF161,
+    Kernel::DenseMmaF162,
+    Kernel::DenseMmaF164,
+    Kernel::DenseMmaBf161,
+    Kernel::DenseMmaBf162,
+    Kernel::DenseMmaBf164,
+    Kernel::HeadMmaQ61,
+    Kernel::HeadMmaQ62,
+    Kernel::HeadMmaQ64,
+    Kernel::HeadMmaQ81,
+    Kernel::HeadMmaQ82,
+    Kernel::HeadMmaQ84,
     Kernel::HeadQ61,
     Kernel::HeadQ64,
     Kernel::HeadQ68,
@@ -220,7 +238,7 @@ impl Driver {
             // Beside less than 12 KiB of the kernels' own.
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             for kernel in LARGE {
-                let f = d.functions[kernel as usize];
+                let f = d.functions[*kernel as usize];
                 check("cuFuncSetAttribute", sys::cuFuncSetAttribute(f, attribute, d.dynamic_shared() as i32))?;
             }
         }

@@ -14,6 +14,7 @@ use tersor_core::{DeviceMemory, Error, HostContext, Result};
 use crate::ID;
 use crate::batch::{Batch, Launch};
 use crate::driver::{Address, Args, Driver, Event, Grid, Kernel, Lane};
+use crate::names::Limits;
 use crate::queue::Queue;
 use crate::staging::{Before, LARGE, Staging};
 
@@ -101,6 +102,11 @@ impl Device {
             batch: Mutex::default(),
             failed: Mutex::default(),
         }
+    }
+
+    /// What the choice of kernels depends on.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { exact: self.host.reproducible, shared: self.driver.dynamic_shared() as usize }
     }
 
     /// Memory of undefined content.

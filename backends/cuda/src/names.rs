@@ -6,6 +6,10 @@ use tersor_core::{DType, Format, OpKind, OpSpec, intern};
 pub(crate) const GEMV_ROWS: usize = 4;
 /// Rows of activations up to which one block has them all, and its warps share the columns.
 pub(crate) const SMALL_ROWS: usize = 64;
+/// Rows of activations from which on, and up to which, dense heads go through tensor cores where results need not follow the
+/// order. More rows would need too much memory for their parts.
+const MMA_LEAST: usize = 2;
+const MMA_MOST: usize = 4096;
 
 /// Which kernel multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,13 +24,39 @@ pub(crate) enum Product {
     Large,
     Blocks,
     Dense,
+    /// On tensor cores, not in the order of `docs/numerics.md`.
+    DenseMma1,
+    DenseMma2,
+    DenseMma4,
     Head1,
     Head4,
     Head8,
+    HeadMma1,
+    HeadMma2,
+    HeadMma4,
+}
+
+/// What products depend on beside their shape.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Only kernels that follow the order of `docs/numerics.md`.
+    pub(crate) exact: bool,
+    /// Bytes of dynamic shared memory that a block may ask for.
+    pub(crate) shared: usize,
+}
+
+/// Bytes of shared memory that a block of `head_mma` needs for `8 * tiles` rows of `k` activations; see
+/// `kernels/heads_mma.cu`.
+pub(crate) fn head_mma_bytes(format: Format, k: usize, tiles: usize) -> usize {
+    let (tile, blocks) = match format {
+        Format::Q6K => (16 * (k / 2 + 16 + k / 4 + 16 + k / 16 + k / 128), k / 16),
+        _ => (16 * (k + 16 + k / 16), k / 32),
+    };
+    2 * tile + 8 * tiles * k + 4 * 16 * blocks + 4 * 16 * 128 * tiles
 }
 
 impl Product {
-    const ALL: [Product; 13] = [
+    const ALL: [Product; 19] = [
         Product::Gemv1,
         Product::Gemv2,
         Product::Gemv4,
@@ -37,13 +67,34 @@ impl Product {
         Product::Large,
         Product::Blocks,
         Product::Dense,
+        Product::DenseMma1,
+        Product::DenseMma2,
+        Product::DenseMma4,
         Product::Head1,
         Product::Head4,
         Product::Head8,
+        Product::HeadMma1,
+        Product::HeadMma2,
+        Product::HeadMma4,
     ];
 
-    pub(crate) fn of(format: Format, scale_block: Option<usize>, output: DType, m: usize) -> Self {
+    /// For `m` rows of `k` activations.
+    pub(crate) fn of(
+        format: Format,
+        scale_block: Option<usize>,
+        output: DType,
+        (m, k): (usize, usize),
+        limits: Limits,
+    ) -> Self {
+        let (halves, exact) = (matches!(format, Format::F16 | Format::BF16), limits.exact);
+        let fits = |tiles| format.is_block() && head_mma_bytes(format, k, tiles) <= limits.shared;
         match m {
+            17.. if fits(4) => Product::HeadMma4,
+            9.. if fits(2) => Product::HeadMma2,
+            5.. if fits(1) => Product::HeadMma1,
+            MMA_LEAST..=8 if halves && !exact => Product::DenseMma1,
+            9..=16 if halves && !exact => Product::DenseMma2,
+            17..=MMA_MOST if halves && !exact => Product::DenseMma4,
             1 if format.is_block() => Product::Head1,
             2..=4 if format.is_block() => Product::Head4,
             _ if format.is_block() => Product::Head8,
@@ -57,6 +108,31 @@ impl Product {
             17..=32 => Product::Small4,
             33..=SMALL_ROWS => Product::Small8,
             _ => Product::Large,
+        }
+    }
+
+    /// Whether results are those of `docs/numerics.md`, bit for bit.
+    pub(crate) fn follows_order(self) -> bool {
+        self.mma_tiles() == 0
+    }
+
+    /// Times eight: rows of activations that a block of `dense_mma` has; 0 of the others.
+    pub(crate) fn mma_tiles(self) -> usize {
+        match self {
+            Product::DenseMma1 => 1,
+            Product::DenseMma2 => 2,
+            Product::DenseMma4 => 4,
+            _ => 0,
+        }
+    }
+
+    /// The same of `head_mma`.
+    pub(crate) fn head_mma_tiles(self) -> usize {
+        match self {
+            Product::HeadMma1 => 1,
+            Product::HeadMma2 => 2,
+            Product::HeadMma4 => 4,
+            _ => 0,
         }
     }
 
@@ -83,9 +159,15 @@ impl Product {
             Product::Large => ("gemm", "128x64"),
             Product::Blocks => ("gemm", "blocks"),
             Product::Dense => ("gemv", "32x1"),
+            Product::DenseMma1 => ("gemm", "mma-256x8"),
+            Product::DenseMma2 => ("gemm", "mma-256x16"),
+            Product::DenseMma4 => ("gemm", "mma-256x32"),
             Product::Head1 => ("gemv", "blocks-1"),
             Product::Head4 => ("gemm", "blocks-4"),
             Product::Head8 => ("gemm", "blocks-8"),
+            Product::HeadMma1 => ("gemm", "blocks-mma-16x8"),
+            Product::HeadMma2 => ("gemm", "blocks-mma-16x16"),
+            Product::HeadMma4 => ("gemm", "blocks-mma-16x32"),
         }
     }
 }
@@ -98,6 +180,7 @@ pub(crate) struct Names {
     dequantize: [[&'static str; 3]; Format::COUNT],
     gather: [&'static str; Format::COUNT],
     products: [[&'static str; Product::ALL.len()]; Format::COUNT],
+    limits: Limits,
 }
 
 const FLOATS: [&str; 3] = ["f32", "f16", "bf16"];
@@ -113,13 +196,14 @@ pub(crate) fn float(t: DType) -> Option<usize> {
 }
 
 impl Names {
-    pub(crate) fn new(isa: &str) -> Self {
+    pub(crate) fn new(isa: &str, limits: Limits) -> Self {
         let mut names = Names {
             simple: OpKind::ALL.map(|kind| intern(format!("{kind}.f32.{isa}"))),
             quantize: [[""; 3]; Format::COUNT],
             dequantize: [[""; 3]; Format::COUNT],
             gather: [""; Format::COUNT],
             products: [[""; Product::ALL.len()]; Format::COUNT],
+            limits,
         };
         for f in Format::all() {
             let i = f.index();
@@ -135,13 +219,20 @@ impl Names {
         names
     }
 
+    /// Whether the kernel for these is one that follows the order.
+    pub(crate) fn follow_order(&self, spec: &OpSpec) -> bool {
+        let OpSpec::MatMul { format, scale_block, output, m, k, .. } = spec else { return true };
+        Product::of(*format, *scale_block, *output, (*m, *k), self.limits).follows_order()
+    }
+
     pub(crate) fn of(&self, spec: &OpSpec) -> Option<&'static str> {
         Some(match spec {
             OpSpec::Quantize { from, format, .. } => self.quantize[format.index()][float(*from)?],
             OpSpec::Dequantize { to, format, .. } => self.dequantize[format.index()][float(*to)?],
             OpSpec::GatherRows { format, .. } => self.gather[format.index()],
-            OpSpec::MatMul { format, scale_block, output, m, .. } => {
-                self.products[format.index()][Product::of(*format, *scale_block, *output, *m) as usize]
+            OpSpec::MatMul { format, scale_block, output, m, k, .. } => {
+                let product = Product::of(*format, *scale_block, *output, (*m, *k), self.limits);
+                self.products[format.index()][product as usize]
             }
             other => self.simple[OpKind::ALL.iter().position(|k| *k == other.kind())?],
         })

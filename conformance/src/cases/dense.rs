@@ -3,7 +3,7 @@
 use tersor_core::{Activations, DType, Epilogue, Format, Op, Output, Shape, Weight};
 
 use super::Case;
-use crate::compare::same;
+use crate::compare::{near, same};
 use crate::oracle::matmul;
 use crate::reals::Reals;
 use crate::rig::{Rig, Verdict};
@@ -41,9 +41,18 @@ pub(super) fn cases(profile: Profile) -> Vec<Case> {
         }));
         cases.push(Case::new(format!("gather_rows/{format}/random"), move |rig| gather(rig, format)));
         if profile == Profile::Full {
-            cases.push(Case::new(format!("matmul/{format}/m1.n1000.k2560/random"), move |rig| {
-                judge(rig, format, (1, 1000, 2560), (1.0, 1.0), Epilogue::Store)
-            }));
+            // Several blocks of weight rows, and groups of activations.
+            for (m, n, k) in [(1, 1000, 2560), (7, 600, 320), (16, 257, 192), (40, 300, 640)] {
+                cases.push(Case::new(format!("matmul/{format}/m{m}.n{n}.k{k}/random"), move |rig| {
+                    judge(rig, format, (m, n, k), (1.0, 1.0), Epilogue::Store)
+                }));
+            }
+            // Magnitudes that parts of activations in f16 could not have as they are.
+            for size in [1e-30, 1e30] {
+                cases.push(Case::new(format!("matmul/{format}/m3.n7.k200/times-{size:e}"), move |rig| {
+                    judge(rig, format, (3, 7, 200), (1.0, size), Epilogue::Store)
+                }));
+            }
         }
     }
     cases
@@ -64,11 +73,26 @@ fn judge(
     let adds = epilogue == Epilogue::Add;
     let product = matmul::dense(&w.values(), k, &x);
     let want: Vec<f32> = product.iter().zip(&held).map(|(y, h)| if adds { h + y } else { *y }).collect();
+    let squares = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+    let norms: Vec<f64> = w.values().chunks(k).map(squares).collect();
+    let bounds: Vec<f64> = x.chunks(k).flat_map(|x| norms.iter().map(move |w| w * squares(x))).collect();
     let packed = rig.pack(Weight::dense(format, Shape::new(n, k)?, w.bytes())?)?;
     let x = rig.hold(&x)?;
     let mut y = if adds { rig.hold(&held)? } else { rig.blank(m * n)? };
-    rig.submit(Op::MatMul { w: &packed, x: Activations::F32(x.input()), y: Output::F32(y.output()), epilogue })?;
-    same("results", n, &rig.read(&y)?, &want)
+    let op = Op::MatMul { w: &packed, x: Activations::F32(x.input()), y: Output::F32(y.output()), epilogue };
+    let exact = rig.backend().follows_order(&op.check()?.spec());
+    let op = Op::MatMul { w: &packed, x: Activations::F32(x.input()), y: Output::F32(y.output()), epilogue };
+    rig.submit(op)?;
+    let got = rig.read(&y)?;
+    if exact {
+        return same("results", n, &got, &want);
+    }
+    // Each product may be rounded to a multiple of the smallest number that there is.
+    near("results", &got, &want, &bounds, k as f64 * f64::from(f32::from_bits(1)))?;
+    // The same bits again.
+    let mut again = if adds { rig.hold(&held)? } else { rig.blank(m * n)? };
+    rig.submit(Op::MatMul { w: &packed, x: Activations::F32(x.input()), y: Output::F32(again.output()), epilogue })?;
+    same("results of a second run", n, &rig.read(&again)?, &got)
 }
 
 fn gather(rig: &mut Rig<'_>, format: Format) -> Verdict {

@@ -74,7 +74,9 @@ sections! {
     Run [run] {
         /// The same bits from run to run on one backend, given the same seed.
         Now deterministic: bool = false;
-        /// The same bits on every backend; implies `run.deterministic`.
+        /// The same bits on every backend; implies `run.deterministic`. Without it, `cuda` multiplies heads in f16 and bf16 by
+        /// two rows and more on tensor cores, within the tolerance of docs/numerics.md and with the same bits from run to run;
+        /// all else is the same on every backend anyway.
         Now reproducible: bool = false;
         /// The seed of sampling; "auto" takes a new one for each run.
         Now seed: Option<u64> = None, alias "TERSOR_SEED";

@@ -181,6 +181,10 @@ impl QuantBackend for Routed {
         }
     }
 
+    fn follows_order(&self, spec: &OpSpec) -> bool {
+        self.members.get(self.member_for(spec)).is_none_or(|member| member.backend.follows_order(spec))
+    }
+
     fn packed_size(&self, format: Format, shape: Shape) -> Result<usize> {
         self.members[self.default].backend.packed_size(format, shape)
     }

@@ -33,6 +33,19 @@ pub(crate) fn run(gpu: &Arc<CudaBackend>) -> bool {
     ok
 }
 
+/// As many sequences at once, and nothing else: for profilers.
+pub(crate) fn alone(gpu: &Arc<CudaBackend>, sequences: usize) -> bool {
+    let source = Random::new(embedded::fable_26m().unwrap().config().clone());
+    let model = Model::load(gpu.clone(), &source, |_| {}).unwrap();
+    sequences_at_once(gpu, &model, sequences).1
+}
+
+/// The operations of a step of as many sequences.
+pub(crate) fn parts_alone(gpu: &Arc<CudaBackend>, sequences: usize) -> bool {
+    parts(gpu, sequences);
+    true
+}
+
 /// Prompts of different lengths and contents.
 fn prompts(sequences: usize, longest: usize) -> Vec<Vec<u32>> {
     let length = |s: usize| if longest == PROMPT { PROMPT } else { 1 + s * 37 % longest };

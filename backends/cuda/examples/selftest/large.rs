@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use tersor_backend_cuda::CudaBackend;
-use tersor_core::{Bytes, Format, QuantBackend, SampleParams, Shape, Weight};
+use tersor_core::{Bytes, Format, QuantBackend, SampleParams, Shape, Weight, f16};
 use tersor_model::graph::TensorSource;
 use tersor_model::names::Role;
 use tersor_model::{Model, ModelConfig, Result, Session, SessionOptions, embedded};
@@ -33,14 +33,40 @@ impl Random {
         config.tied_head = true;
         config.bos_id = Some(1);
         config.eos_ids = vec![2];
+        Self::with_table(config, Format::BF16)
+    }
+
+    /// The same with an embedding, which is the head too, in another format: random as well, not what quantizing that of
+    /// [`Random::new`] would give, which takes minutes for `q6_k`.
+    pub(crate) fn with_table(config: ModelConfig, format: Format) -> Self {
         let shape = Shape::new(config.vocab_size, config.hidden_size).unwrap();
-        let values = noise(shape.len());
-        let bytes: Vec<u8> = values.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
-        let embedding = Weight::dense(Format::BF16, shape, Bytes::from(bytes)).unwrap();
+        let embedding = table(shape, format);
         let shapes = [(2560, 2560), (640, 2560), (6912, 2560), (2560, 6912)];
         let matrices = shapes.iter().map(|(n, k)| i2s(Shape::new(*n, *k).unwrap(), *n as u64)).collect();
         Random { config, embedding, matrices }
     }
+}
+
+/// A random table. Every f16 scale of a block is 1/64, every code and int8 scale random.
+fn table(shape: Shape, format: Format) -> Weight {
+    if format.is_block() {
+        let (block, at) = if format == Format::Q6K { (210, 208) } else { (34, 0) };
+        let mut bytes = Vec::with_capacity(format.encoded_len(shape).unwrap().bytes + 4);
+        let mut state = 9u64;
+        while bytes.len() < bytes.capacity() - 4 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            bytes.extend_from_slice(&((state >> 33) as u32).to_le_bytes());
+        }
+        bytes.truncate(format.encoded_len(shape).unwrap().bytes);
+        bytes.chunks_exact_mut(block).for_each(|b| b[at..at + 2].copy_from_slice(&0x2400u16.to_le_bytes()));
+        return Weight::new(format, shape, Bytes::from(bytes), Vec::new()).unwrap();
+    }
+    let values = noise(shape.len());
+    let bytes: Vec<u8> = match format {
+        Format::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect(),
+    };
+    Weight::dense(if format == Format::F16 { format } else { Format::BF16 }, shape, Bytes::from(bytes)).unwrap()
 }
 
 impl TensorSource for Random {
@@ -62,7 +88,7 @@ pub(crate) const GREEDY: SampleParams = SampleParams { temperature: 0.0, top_k: 
 
 pub(crate) fn run(gpu: &Arc<CudaBackend>, head: Format) -> bool {
     let source = Random::new(embedded::fable_26m().unwrap().config().clone());
-    let source = model::WithHead { source: &source, format: Some(head).filter(|f| *f != Format::BF16) };
+    let source = if head == Format::BF16 { source } else { Random::with_table(source.config, head) };
     let started = Instant::now();
     let model = Model::load(gpu.clone(), &source, |_| {}).unwrap();
     println!(
@@ -82,11 +108,9 @@ pub(crate) fn run(gpu: &Arc<CudaBackend>, head: Format) -> bool {
 
 /// The products of heads alone: one row of activations, and as many as sequences of a batch.
 pub(crate) fn heads(gpu: &Arc<CudaBackend>) -> bool {
-    let source = Random::new(embedded::fable_26m().unwrap().config().clone());
     let mut results = Vec::new();
     for format in [Format::BF16, Format::F16, Format::Q8_0, Format::Q6K] {
-        let source = model::WithHead { source: &source, format: Some(format).filter(|f| *f != Format::BF16) };
-        let w = source.matrix(Role::TokenEmbedding, &**gpu).unwrap();
+        let w = table(Shape::new(128_256, 2560).unwrap(), format);
         for m in [1, 4, 8, 32] {
             results.push(bench::head(gpu, &w, m));
         }

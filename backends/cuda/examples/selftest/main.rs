@@ -1,11 +1,12 @@
 //! Everything that has to be seen on a GPU, in one program to carry there: conformance, the model against the CPU, and
-//! figures. `selftest [conformance|full|model|bench|batch|prefill|prefill=512|chains|small|small=attention|link|errors|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
+//! figures. `selftest [conformance|full|model|bench|batch|batch=32|parts=32|prefill|prefill=512|chains|small|small=attention|link|errors|reproducible=off|fast|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
 mod batch;
 mod bench;
 mod chains;
 mod errors;
+mod fast;
 mod large;
 mod link;
 mod model;
@@ -26,13 +27,15 @@ fn main() {
     if parts.is_empty() {
         parts = ["conformance", "model", "bench", "2b"].map(str::to_owned).to_vec();
     }
-    let backend = match tersor_backend_cuda::open_device(0, &HostContext::inline()) {
+    let open = |exact: bool| match tersor_backend_cuda::open_device(0, &HostContext::inline().with_reproducible(exact))
+    {
         Ok(backend) => Arc::new(backend),
         Err(e) => {
             println!("{e}");
             std::process::exit(1);
         }
     };
+    let mut backend = open(true);
     println!("{} ({:?})", backend.info().device.name, backend.memory().unwrap());
     let mut ok = true;
     for part in parts {
@@ -46,6 +49,11 @@ fn main() {
                 backend.set_graphs(true);
                 true
             }
+            "reproducible=off" => {
+                backend = open(false);
+                true
+            }
+            "fast" => fast::run(&backend, &open(false)),
             "conformance" => conformance(&backend, Options::quick()),
             "full" => conformance(&backend, Options::full()),
             "model" => model::equals_the_cpu(&backend),
@@ -60,6 +68,8 @@ fn main() {
             "batch" => batch::run(&backend),
             "prefill" => prefill::run(&backend, &[128, 512, 1024, 2048]),
             "prefill=512" => prefill::run(&backend, &[512]),
+            "parts=32" => batch::parts_alone(&backend, 32),
+            "batch=32" => batch::alone(&backend, 32),
             "heads" => large::heads(&backend),
             "2b" | "2b=bf16" => large::run(&backend, Format::BF16),
             "2b=f16" => large::run(&backend, Format::F16),

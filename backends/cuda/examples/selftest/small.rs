@@ -6,7 +6,8 @@ use std::sync::Arc;
 use tersor_backend_cuda::CudaBackend;
 use tersor_core::codec::blocks;
 use tersor_core::{
-    Activations, Buffer, Epilogue, Floats, FloatsMut, Format, Op, Output, QuantBackend, SampleParams, Shape, codec,
+    Activations, Buffer, Bytes, Epilogue, Floats, FloatsMut, Format, Op, Output, QuantBackend, SampleParams, Shape,
+    Span, Weight, codec,
 };
 use tersor_model::{Model, Session, SessionOptions, embedded};
 
@@ -44,6 +45,20 @@ fn products(gpu: &CudaBackend) {
     let grouped = Format::I2SGroup(tersor_core::GroupSize::G128);
     let grouped = codec::quantize(Floats::F32(&noise(shape.len())), shape, grouped).unwrap();
     let mut stream = gpu.open_stream().unwrap();
+    for (format, bytes) in [(Format::F16, 2), (Format::BF16, 2), (Format::F32, 4)] {
+        let raw = vec![0x11; shape.len() * bytes];
+        let w = gpu.pack(&Weight::dense(format, shape, Bytes::from(raw)).unwrap()).unwrap();
+        for m in [1, 2, 16, 40] {
+            let mut x = Buffer::<f32>::alloc(gpu, m * shape.cols()).unwrap();
+            let mut y = Buffer::<f32>::alloc(gpu, m * shape.rows()).unwrap();
+            x.write(&mut *stream, &noise(m * shape.cols())).unwrap();
+            let (x, y) = (Activations::F32(x.input()), Output::F32(y.output()));
+            let op = Op::MatMul { w: &w, x, y, epilogue: Epilogue::Store };
+            let ran = stream.submit(op.check().unwrap()).unwrap();
+            stream.synchronize().unwrap();
+            println!("{}", ran.kernel);
+        }
+    }
     let heads = Format::BLOCK.map(|format| blocks::quantize(Floats::F32(&noise(shape.len())), shape, format).unwrap());
     for weight in [i2s(shape, 5), grouped].into_iter().chain(heads) {
         let w = gpu.pack(&weight).unwrap();
@@ -76,18 +91,23 @@ pub(crate) fn attention(gpu: &CudaBackend) -> bool {
     let mut y = Buffer::<f32>::alloc(gpu, rows * 2560).unwrap();
     let mut positions = Buffer::<u32>::alloc(gpu, rows).unwrap();
     positions.write(s, &(0..rows as u32).map(|r| 70 + r).collect::<Vec<_>>()).unwrap();
-    let op = Op::Attention {
-        q: q.input(),
-        heads: 20,
-        kv_heads: 5,
-        head_dim: 128,
-        positions: positions.input(),
-        span: None,
-        k_cache: k.input(),
-        v_cache: v.input(),
-        y: y.output(),
-    };
-    println!("{}", s.submit(op.check().unwrap()).unwrap().kernel);
+    let mut first = Buffer::<u32>::alloc(gpu, rows).unwrap();
+    first.write(s, &(0..rows as u32).map(|r| r % 3).collect::<Vec<_>>()).unwrap();
+    // In tiles, and as rows of sequences that share a cache.
+    for span in [None, Some(Span { first: first.input(), longest: capacity })] {
+        let op = Op::Attention {
+            q: q.input(),
+            heads: 20,
+            kv_heads: 5,
+            head_dim: 128,
+            positions: positions.input(),
+            span,
+            k_cache: k.input(),
+            v_cache: v.input(),
+            y: y.output(),
+        };
+        println!("{}", s.submit(op.check().unwrap()).unwrap().kernel);
+    }
     s.synchronize().is_ok()
 }
 

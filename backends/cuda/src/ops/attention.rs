@@ -94,11 +94,16 @@ impl CudaStream {
             let args = args.u64(positions_at).u64(first).u32(capacity).u64(k).u64(v).u64(y).u32(scores);
             (Kernel::AttentionCluster, grid, args)
         } else if self.grouped(g, room) {
-            let x = count("blocks of all rows", positions.len() * g.kv_heads)?;
             let scores = room.next_multiple_of(64);
-            let grid = Grid { x, y: 1, threads: 512, shared: 16 * scores };
             let args = args.u64(positions_at).u64(first).u32(capacity).u64(k).u64(v).u64(y).u32(scores);
-            (Kernel::AttentionGroup, grid, args)
+            // Where blocks form clusters, two share the work of one.
+            let (kernel, blocks, threads) = if self.device.driver.overlaps {
+                (Kernel::AttentionPair, 2, 256)
+            } else {
+                (Kernel::AttentionGroup, 1, 512)
+            };
+            let x = count("blocks of all rows", positions.len() * g.kv_heads * blocks)?;
+            (kernel, Grid { x, y: 1, threads, shared: 16 * scores }, args)
         } else {
             // Few blocks get many threads: a chunk of 64 positions is then summed by each group of `head_dim` of them.
             let threads = if blocks <= 2 * self.device.driver.processors as usize { MAX_THREADS } else { 256 };
@@ -107,7 +112,7 @@ impl CudaStream {
             let args = args.u32(dim).u64(positions_at).u64(first).u32(capacity).u64(k).u64(v).u64(y).u32(room);
             (Kernel::Attention, grid, args)
         };
-        // SAFETY: parameters as in attention.cu, decode_attention.cu and batch.cu; `Checked` has seen to the lengths, the kernels
+        // SAFETY: parameters as in attention.cu, decode_attention.cu and batch_attention.cu; `Checked` has seen to the lengths, the kernels
         // check positions, and `supports` that the scores fit.
         unsafe { self.device.launch(kernel, grid, args.fault(fault)) }
     }

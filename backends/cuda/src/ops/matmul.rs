@@ -5,7 +5,7 @@ use tersor_core::{Activations, Epilogue, Error, OpSpec, Output, PackedWeight, Re
 use crate::ID;
 use crate::driver::{Address, Args, Grid, Kernel};
 use crate::groups::gemv_kernel;
-use crate::names::Product;
+use crate::names::{Product, head_mma_bytes};
 use crate::pack::{Kind, Packed, Scales, TILE, count};
 use crate::queue::{Gemv, Item};
 use crate::stream::CudaStream;
@@ -15,6 +15,9 @@ const ADD: u32 = 1;
 const I32: u32 = 2;
 /// Tokens that a block of `dense_rows` keeps.
 const DENSE_TOKENS: u32 = 16;
+/// Weight rows of a block of `dense_mma`, and stages of 64 columns of activations that it keeps.
+const MMA_BLOCK_ROWS: u32 = 256;
+const MMA_STAGES: u32 = 4;
 /// Warps of a block of the kernels in heads.cu.
 const HEAD_WARPS: u32 = 16;
 
@@ -57,9 +60,15 @@ impl CudaStream {
         };
         let at = Places { x, x_scales, y, mode };
         let (m, n, k) = (count("M", m)?, count("N", n)?, count("K", k)?);
-        let product = Product::of(format, scale_block, output, m as usize);
+        let product = Product::of(format, scale_block, output, (m as usize, k as usize), self.device.limits());
         match &packed.kind {
+            Kind::Blocks { per_row } if product.head_mma_tiles() > 0 => {
+                self.head_mma((format, product), (packed.data.at, *per_row), &at, (m, n, k))
+            }
             Kind::Blocks { per_row } => self.head((format, product), (packed.data.at, *per_row), &at, (m, n, k)),
+            Kind::Dense { stride } if !product.follows_order() => {
+                self.dense_mma((format, product), (packed.data.at, *stride), &at, (m, n, k))
+            }
             Kind::Dense { stride } => self.dense(format, packed.data.at, *stride, &at, (m, n, k)),
             Kind::Ternary { tiles, scales } => self.ternary(product, (packed, *tiles, scales), &at, (m, n, k)),
         }
@@ -95,6 +104,64 @@ impl CudaStream {
         // SAFETY: parameters as in heads.cu; `Checked` and `pack` have seen to the lengths of all operands, `supports` that the
         // activations fit.
         unsafe { self.device.launch(kernel, grid, args.u32(groups).u32(sharers).u32(at.mode)) }
+    }
+
+    /// A head in `f16` or `bf16` on tensor cores: first the parts of the activations, then the products.
+    fn dense_mma(
+        &mut self,
+        (format, product): (tersor_core::Format, Product),
+        (w, stride): (Address, u32),
+        at: &Places,
+        (m, n, k): (u32, u32, u32),
+    ) -> Result<()> {
+        let (split, kernels, parts) = match format {
+            tersor_core::Format::F16 => {
+                (Kernel::SplitRowsF16, [Kernel::DenseMmaF161, Kernel::DenseMmaF162, Kernel::DenseMmaF164], 2)
+            }
+            _ => (Kernel::SplitRowsBf16, [Kernel::DenseMmaBf161, Kernel::DenseMmaBf162, Kernel::DenseMmaBf164], 3),
+        };
+        let tiles = product.mma_tiles() as u32;
+        let (kernel, resident) = (kernels[(tiles / 2) as usize], if tiles == 4 { 1 } else { 2 });
+        let groups = m.div_ceil(8 * tiles);
+        let rows = groups * 8 * tiles;
+        let bytes = 2 * parts as usize * rows as usize * stride as usize;
+        let split_at = self.scratch.get(&self.device, 2, bytes)?;
+        let factors = self.scratch.get(&self.device, 3, 4 * rows as usize)?;
+        let args = Args::new().u64(at.x).u32(m).u32(k).u32(stride).u32(tiles).u64(split_at).u64(factors);
+        // SAFETY: parameters as in dense_mma.cu; `Checked` and `pack` have seen to the lengths of all operands, and the scratch
+        // has room for all parts of whole groups, and a factor for each row.
+        unsafe { self.device.launch(split, Grid::new(rows, 320), args) }?;
+        // As many blocks as run at once, the same number for each group of tokens, and no more than there are rows for.
+        let blocks = (self.device.driver.processors * resident / groups).clamp(1, n.div_ceil(MMA_BLOCK_ROWS)) * groups;
+        let args = Args::new().u64(w).u64(split_at).u64(factors).u64(at.y).u32(n).u32(stride).u32(m).u32(groups);
+        let shared = MMA_STAGES * 64 * parts * 8 * tiles * 2;
+        let grid = Grid { x: blocks, y: 1, threads: 256, shared };
+        // SAFETY: as above.
+        unsafe { self.device.launch(kernel, grid, args.u32(at.mode)) }
+    }
+
+    /// A head in `q8_0` or `q6_k` on int8 tensor cores, in the order of the definition.
+    fn head_mma(
+        &mut self,
+        (format, product): (tersor_core::Format, Product),
+        (w, per_row): (Address, u32),
+        at: &Places,
+        (m, n, k): (u32, u32, u32),
+    ) -> Result<()> {
+        let kernels = match format {
+            tersor_core::Format::Q6K => [Kernel::HeadMmaQ61, Kernel::HeadMmaQ62, Kernel::HeadMmaQ64],
+            _ => [Kernel::HeadMmaQ81, Kernel::HeadMmaQ82, Kernel::HeadMmaQ84],
+        };
+        let tiles = product.head_mma_tiles();
+        let kernel = kernels[tiles / 2];
+        let groups = m.div_ceil(8 * tiles as u32);
+        let blocks = (self.device.driver.processors / groups).clamp(1, n.div_ceil(16)) * groups;
+        let args = Args::new().u64(w).u64(at.x).u64(at.x_scales).u64(at.y).u32(n).u32(per_row).u32(m).u32(groups);
+        let shared = head_mma_bytes(format, k as usize, tiles) as u32;
+        let grid = Grid { x: blocks, y: 1, threads: 512, shared };
+        // SAFETY: parameters as in heads_mma.cu; `Checked` and `pack` have seen to the lengths of all operands, and the product
+        // was chosen because its shared memory is there.
+        unsafe { self.device.launch(kernel, grid, args.u32(at.mode)) }
     }
 
     fn dense(
