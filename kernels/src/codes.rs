@@ -4,7 +4,7 @@
 //! of a byte are one dot product of four codes with (48, 16, 3, 1), and a triple has `9a' + 3b' + c' = v + 13`, from which `tl2`
 //! takes magnitude and sign: int8 dot instructions make indices, a shuffle brings triples to dot products of four.
 
-use tersor_core::codec::absmean::MIN_SCALE;
+use tersor_core::codec::absmean::{CHUNK, ChunkStats, MIN_SCALE};
 use tersor_core::reference::lanes::LANES;
 
 use crate::arch::prefetch;
@@ -13,6 +13,15 @@ use crate::lanes::{Array, Lanes};
 
 /// Codes of three times the lanes, which are 64 triples.
 pub type ThreeCodes = [[u8; LANES]; 3];
+
+/// Some of a chunk's values.
+#[derive(Debug, Clone, Copy)]
+pub struct Marks {
+    /// A bit for each value, 64 to a line.
+    pub values: [u64; CHUNK / LANES],
+    /// A bit for each line that has one.
+    pub lines: u64,
+}
 
 /// How far ahead weights are asked for, see `crate::arch::panels`.
 pub(crate) const PREFETCH: usize = 8192;
@@ -48,29 +57,63 @@ pub trait Codes<S: Simd>: Lanes<S> {
     fn group_scales<const G: usize>(simd: S, groups: &[[f32; G]; 4]) -> Option<[f32; 4]> {
         let mut scales = [MIN_SCALE; 4];
         for (scale, w) in scales.iter_mut().zip(groups) {
-            *scale = Self::chunk_stats(simd, w).scale(G)?;
+            *scale = Self::chunk_stats::<PREFETCH>(simd, w).scale(G)?;
         }
         Some(scales)
+    }
+
+    /// [`Lanes::chunk_stats`] of a whole chunk; and which values have a magnitude above `low` and not above `high`, both positive. It
+    /// asks for the next chunk.
+    #[inline(always)]
+    fn chunk_stats_near(simd: S, w: &[f32; CHUNK], low: f32, high: f32, near: &mut Marks) -> ChunkStats {
+        near.lines = 0;
+        for (i, w) in w.as_chunks::<LANES>().0.iter().enumerate() {
+            let is_near = |v: f32| v.abs() > low && v.abs() <= high;
+            let values = w.iter().rev().fold(0, |values, &v| values << 1 | u64::from(is_near(v)));
+            near.values[i] = values;
+            near.lines |= u64::from(values != 0) << i;
+        }
+        Self::chunk_stats::<0>(simd, w)
     }
 }
 
 impl<S: Simd> Codes<S> for Array {}
 
-/// Asks for the lines that are [`PREFETCH`] ahead of these values.
-#[inline(always)]
-pub(crate) fn ask_ahead<const N: usize>(w: &[f32; N]) {
-    for line in w.as_chunks::<16>().0 {
-        prefetch(line.as_ptr().cast::<u8>().wrapping_add(PREFETCH));
+/// What to ask memory for while values are encoded.
+pub(crate) trait Ask {
+    /// Called with each block of values before it is encoded.
+    fn ask<const N: usize>(w: &[f32; N]);
+}
+
+/// The lines that are [`PREFETCH`] ahead.
+#[derive(Debug)]
+pub(crate) struct Ahead;
+
+impl Ask for Ahead {
+    #[inline(always)]
+    fn ask<const N: usize>(w: &[f32; N]) {
+        for line in w.as_chunks::<16>().0 {
+            prefetch(line.as_ptr().cast::<u8>().wrapping_add(PREFETCH));
+        }
     }
+}
+
+/// Nothing: the values are in a cache, and what comes next is asked for elsewhere.
+#[derive(Debug)]
+pub(crate) struct Nothing;
+
+impl Ask for Nothing {
+    #[inline(always)]
+    fn ask<const N: usize>(_: &[f32; N]) {}
 }
 
 /// Writes a row of `tl1`.
 #[inline(always)]
-pub(crate) fn encode_tl1<S: Simd>(simd: S, w: &[f32], half: f32, out: &mut [u8]) {
+pub(crate) fn encode_tl1<A: Ask, S: Simd>(simd: S, w: &[f32], half: f32, out: &mut [u8]) {
     let (blocks, rest) = w.as_chunks();
     let (whole, last) = out.split_at_mut(16 * blocks.len());
     for (w, out) in blocks.iter().zip(whole.as_chunks_mut().0) {
-        ask_ahead(w);
+        A::ask(w);
         *out = S::F32::pairs(simd, &S::F32::codes(simd, w, half));
     }
     if !rest.is_empty() {
@@ -86,7 +129,7 @@ pub(crate) fn encode_tl1<S: Simd>(simd: S, w: &[f32], half: f32, out: &mut [u8])
 
 /// Writes a row of `tl2`: an even number of triples, then what is left as pairs.
 #[inline(always)]
-pub(crate) fn encode_tl2<S: Simd>(simd: S, w: &[f32], half: f32, out: &mut [u8]) {
+pub(crate) fn encode_tl2<A: Ask, S: Simd>(simd: S, w: &[f32], half: f32, out: &mut [u8]) {
     let triples = w.len() / 6 * 2;
     let (w, rest) = w.split_at(3 * triples);
     let (nibbles, out) = out.split_at_mut(triples / 2);
@@ -95,7 +138,7 @@ pub(crate) fn encode_tl2<S: Simd>(simd: S, w: &[f32], half: f32, out: &mut [u8])
     let (nibbles, last_nibbles) = nibbles.split_at_mut(32 * blocks.len());
     let (signs, last_signs) = signs.split_at_mut(8 * blocks.len());
     for ((w, nibbles), signs) in blocks.iter().zip(nibbles.as_chunks_mut().0).zip(signs.as_chunks_mut().0) {
-        ask_ahead(w);
+        A::ask(w);
         (*nibbles, *signs) = S::F32::triples(simd, &three(simd, w, half));
     }
     if !part.is_empty() {
@@ -106,7 +149,7 @@ pub(crate) fn encode_tl2<S: Simd>(simd: S, w: &[f32], half: f32, out: &mut [u8])
         last_nibbles.iter_mut().zip(nibbles).for_each(|(to, byte)| *to = byte);
         last_signs.iter_mut().zip(signs).for_each(|(to, byte)| *to = byte);
     }
-    encode_tl1(simd, rest, half, pairs);
+    encode_tl1::<A, S>(simd, rest, half, pairs);
 }
 
 #[inline(always)]
@@ -149,8 +192,8 @@ mod tests {
                 let bytes = format.row_bytes(self.0.len()).expect("rows start on bytes");
                 let (mut got, mut want) = (vec![0xee; bytes], vec![0; bytes]);
                 match format {
-                    Format::TL1 => encode_tl1(simd, self.0, 0.5, &mut got),
-                    _ => encode_tl2(simd, self.0, 0.5, &mut got),
+                    Format::TL1 => encode_tl1::<Ahead, S>(simd, self.0, 0.5, &mut got),
+                    _ => encode_tl2::<Ahead, S>(simd, self.0, 0.5, &mut got),
                 }
                 codec::encode_row(format, &codes, &[], &mut want);
                 assert_eq!(got, want, "{format}, {} values with {simd:?}", self.0.len());
@@ -167,6 +210,28 @@ mod tests {
             let want = each.iter().copied().collect::<Option<Vec<_>>>();
             let bits = |s: &[f32]| s.iter().map(|s| s.to_bits()).collect::<Vec<_>>();
             assert_eq!(got.map(|s| bits(&s)), want.map(|s| bits(&s)), "groups of {G} with {simd:?}: {each:?}");
+        }
+    }
+
+    struct Near<'a>(&'a [f32; CHUNK], f32, f32);
+    impl Body for Near<'_> {
+        type Out = ();
+        fn run<S: Simd>(self, simd: S) {
+            let Near(w, low, high) = self;
+            let mut marks = Marks { values: [!0; CHUNK / LANES], lines: !0 };
+            let stats = S::F32::chunk_stats_near(simd, w, low, high, &mut marks);
+            assert_eq!(stats, absmean::chunk_stats(w), "with {simd:?}");
+            for (line, values) in marks.values.iter().enumerate() {
+                assert_eq!(marks.lines >> line & 1 == 1, *values != 0, "line {line} with {simd:?}");
+            }
+            for (i, v) in w.iter().enumerate() {
+                let near = v.abs() > low && v.abs() <= high;
+                assert_eq!(
+                    marks.values[i / 64] >> (i % 64) & 1 == 1,
+                    near,
+                    "value {i}, {v:e}, {low:e} to {high:e} with {simd:?}"
+                );
+            }
         }
     }
 
@@ -206,6 +271,10 @@ mod tests {
     fn check<S: Simd>(simd: S) {
         for n in (0..=800).step_by(2).chain([2560, 6912, 2562]) {
             simd.run(Rows(&values(n, n as u32)));
+        }
+        let chunk: [f32; CHUNK] = values(CHUNK, 3).try_into().expect("as many");
+        for (low, high) in [(0.499, 0.501), (0.5, 0.6), (0.4, 0.5), (0.5, 0.5), (1e-30, 2.0)] {
+            simd.run(Near(&chunk, low, high));
         }
         groups::<S, 64>(simd);
         groups::<S, 128>(simd);

@@ -10,7 +10,6 @@ use tersor_core::codec::absmean::{self, ChunkStats};
 use tersor_core::reference::lanes::{LANES, fold};
 
 use crate::arch::prefetch;
-use crate::codes::PREFETCH;
 use crate::isa::Simd;
 use crate::positions::{Rows, TILE};
 
@@ -77,9 +76,9 @@ pub trait Lanes<S: Simd>: Copy {
         scores.as_flattened().iter().fold(f32::NEG_INFINITY, |max, s| max.max(*s))
     }
 
-    /// [`absmean::chunk_stats`].
+    /// [`absmean::chunk_stats`], asking for what is AHEAD bytes ahead, if that is not 0.
     #[inline(always)]
-    fn chunk_stats(_: S, w: &[f32]) -> ChunkStats {
+    fn chunk_stats<const AHEAD: usize>(_: S, w: &[f32]) -> ChunkStats {
         absmean::chunk_stats(w)
     }
 
@@ -111,9 +110,10 @@ pub const fn two_bit_shift<const LOW_FIRST: bool>(q: usize) -> usize {
     if LOW_FIRST { 2 * q } else { 6 - 2 * q }
 }
 
-/// Elements `start..start + out.len()` of `w` as f32, which is exact.
+/// Elements `start..start + out.len()` of `w` as f32, which is exact. Those of two bytes are asked for AHEAD bytes before, if that is
+/// not 0.
 #[inline(always)]
-pub fn read<S: Simd>(simd: S, w: Floats<'_>, start: usize, out: &mut [f32]) {
+pub fn read<const AHEAD: usize, S: Simd>(simd: S, w: Floats<'_>, start: usize, out: &mut [f32]) {
     // One loop each, so that the conversion is compiled into it.
     macro_rules! two_bytes {
         ($values:expr, $load:ident) => {{
@@ -121,8 +121,10 @@ pub fn read<S: Simd>(simd: S, w: Floats<'_>, start: usize, out: &mut [f32]) {
                 bytemuck::cast_slice::<_, u8>(&$values[start..start + out.len()]).as_chunks::<{ 2 * LANES }>().0;
             let (out, rest) = out.as_chunks_mut::<LANES>();
             for (from, to) in chunks.iter().zip(out.iter_mut()) {
-                prefetch(from.as_ptr().wrapping_add(PREFETCH));
-                prefetch(from.as_ptr().wrapping_add(PREFETCH + 64));
+                if AHEAD > 0 {
+                    prefetch(from.as_ptr().wrapping_add(AHEAD));
+                    prefetch(from.as_ptr().wrapping_add(AHEAD + 64));
+                }
                 S::F32::$load(simd, from).store(to);
             }
             w.read(start + out.len() * LANES, rest);
@@ -247,7 +249,7 @@ mod tests {
                 assert_eq!(back, a.map(|v| tersor_core::f16::from_f32(v).to_f32()), "f16 with {simd:?}");
             }
             assert_eq!(
-                S::F32::chunk_stats(simd, a),
+                S::F32::chunk_stats::<0>(simd, a),
                 absmean::chunk_stats(a),
                 "statistics of {} with {simd:?}",
                 a.len()

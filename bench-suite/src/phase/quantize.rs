@@ -27,10 +27,10 @@ fn expected(tensors: &[Values], format: Format) -> Result<Vec<Weight>, String> {
         .collect()
 }
 
-/// What quantizing has to move: the values once for group scales and twice for a tensor's own (its absmean comes first),
-/// and the result once.
-fn quantize_work(tensors: &[Values], format: Format) -> Work {
-    let reads = if matches!(format, Format::I2SGroup(_)) { 1.0 } else { 2.0 };
+/// What quantizing has to move: the values and the result once. A device reads them twice for a tensor's own scale, whose absmean
+/// comes first; a CPU may guess it from a sample.
+fn quantize_work(tensors: &[Values], format: Format, on_device: bool) -> Work {
+    let reads = if on_device && !matches!(format, Format::I2SGroup(_)) { 2.0 } else { 1.0 };
     tensors.iter().fold(Work::default(), |w, t| {
         let n = t.values.len() as f64;
         let out = format.encoded_len(t.shape).map_or(0.0, |l| (l.bytes + 4 * l.scales) as f64);
@@ -63,7 +63,7 @@ fn quantize_set(setup: &mut Setup<'_>, tensors: &[Values], name: &str, budget: D
     let mut cases = Vec::new();
     for (format, wanted) in formats.iter().zip(&wanted) {
         for (i, candidate) in setup.candidates.all.iter().enumerate() {
-            let work = quantize_work(tensors, *format);
+            let work = quantize_work(tensors, *format, candidate.is_device());
             let mut shape = name.to_owned();
             if candidate.is_device() {
                 shape += FROM_HOST;
@@ -194,7 +194,8 @@ fn halves(setup: &mut Setup<'_>, tensor: &Values, budget: Duration, found: &mut 
         for (i, candidate) in setup.candidates.all.iter().enumerate() {
             let mut figure = candidate.figure(Measure::Quantize, "i2_s", format!("{shape} from {name}"));
             let n = shape.len() as f64;
-            figure.work = Work { units: n, bytes: 4.25 * n, macs: 0.0 };
+            let bytes = if candidate.is_device() { 4.25 } else { 2.25 } * n;
+            figure.work = Work { units: n, bytes, macs: 0.0 };
             figure.working_set = 2 * shape.len() as u64;
             let run = move |figure: &mut crate::report::Figure| {
                 let wanted = wanted.as_ref().map_err(Clone::clone)?;

@@ -74,6 +74,10 @@ fn shapes(format: Format, profile: Profile) -> Vec<(usize, usize)> {
     };
     if profile == Profile::Full {
         shapes.extend([(128, 6912), (100, 1024)]);
+        if matches!(format, Format::I2S | Format::TL1 | Format::TQ2_0) {
+            // So many that a backend may do them in another way than few.
+            shapes.push((833, 2560));
+        }
     }
     shapes
 }

@@ -2,10 +2,12 @@
 
 mod attention;
 mod dense;
+mod dequantize;
 mod float;
 mod matmul;
 mod panels;
 mod quantize;
+mod single_read;
 
 use tersor_core::reference::sample;
 use tersor_core::{Error, Executor, Op, Out, Result};

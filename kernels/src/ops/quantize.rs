@@ -1,31 +1,41 @@
-//! Quantizing and dequantizing weights.
+//! Quantizing weights.
 //!
 //! Per tensor: chunks of 4,096 are summed by any task, and put together in chunk order; then rows are ternarized and
-//! encoded by any task. Per group: both steps in one pass over ranges of whole blocks.
+//! encoded by any task. Large tensors are read once for both ([`super::single_read`]). Per group: both steps in one pass over
+//! ranges of whole blocks.
 
 use tersor_core::codec::absmean::{CHUNK, ChunkStats, Stats, ternarize};
 use tersor_core::codec::{self, rows_of};
-use tersor_core::{Error, Floats, FloatsMut, Format, GroupSize, Result, Shape, Weight, f16};
+use tersor_core::{Floats, Format, GroupSize, Result, Shape, f16};
 
 use super::Context;
-use crate::codes::{Codes, ask_ahead, encode_tl1, encode_tl2};
+use super::single_read::Outcome;
+use crate::codes::{Ahead, Ask, Codes, PREFETCH, encode_tl1, encode_tl2};
 use crate::isa::{Body, Simd};
 use crate::lanes::{self, Lanes};
 use crate::split::{self, Parts};
 
 /// Elements that one task should have at least.
-const TASK_ELEMENTS: usize = 1 << 17;
+pub(super) const TASK_ELEMENTS: usize = 1 << 17;
 
 /// Bytes of a `tq2_0` block of 256 values, the last two of which are its scale.
-const TQ2_BYTES: usize = 66;
+pub(super) const TQ2_BYTES: usize = 66;
 
-/// `buffer.len()` elements from `start` as f32: in place if they are f32, else in the buffer.
+/// Bytes of a `tq1_0` block, as many of which its scale.
+const TQ1_BYTES: usize = 54;
+
+/// `buffer.len()` elements from `start` as f32: in place if they are f32, else in the buffer, and the source asked for AHEAD.
 #[inline(always)]
-fn window<'a, S: Simd>(simd: S, w: Floats<'a>, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {
+pub(super) fn window<'a, const AHEAD: usize, S: Simd>(
+    simd: S,
+    w: Floats<'a>,
+    start: usize,
+    buffer: &'a mut [f32],
+) -> &'a [f32] {
     if let Floats::F32(w) = w {
         return &w[start..start + buffer.len()];
     }
-    lanes::read(simd, w, start, buffer);
+    lanes::read::<AHEAD, S>(simd, w, start, buffer);
     buffer
 }
 
@@ -43,7 +53,10 @@ impl Body for ChunkSums<'_> {
         for (i, out) in self.out.iter_mut().enumerate() {
             let start = (self.first + i) * CHUNK;
             let len = CHUNK.min(self.w.len() - start);
-            *out = Some(S::F32::chunk_stats(simd, window(simd, self.w, start, &mut buffer[..len])));
+            *out = Some(S::F32::chunk_stats::<PREFETCH>(
+                simd,
+                window::<PREFETCH, S>(simd, self.w, start, &mut buffer[..len]),
+            ));
         }
     }
 }
@@ -64,34 +77,57 @@ impl Body for EncodeRows<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let half = 0.5 * self.scale;
-        let (mut values, mut codes) = (vec![0.0; self.cols], vec![0; self.cols]);
-        let scales = vec![self.stored; self.cols / 256];
+        let rows = RowEncoder { format: self.format, stored: self.stored };
+        let mut values = vec![0.0; self.cols];
         for (i, out) in self.out.chunks_exact_mut(self.row_bytes).enumerate() {
-            let w = window(simd, self.w, (self.first + i) * self.cols, &mut values);
-            let blocks = w.as_chunks().0;
-            match self.format {
-                Format::I2S => {
-                    for (out, w) in out.as_chunks_mut().0.iter_mut().zip(blocks) {
-                        ask_ahead(w);
-                        *out = S::F32::two_bit_block::<false>(simd, w, [half; 2]);
-                    }
+            let w = window::<PREFETCH, S>(simd, self.w, (self.first + i) * self.cols, &mut values);
+            rows.encode::<Ahead, S>(simd, w, 0.5 * self.scale, out);
+        }
+    }
+}
+
+/// Ternarizes and encodes rows of a format with one scale.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowEncoder {
+    pub(super) format: Format,
+    /// The scale for formats that store it among the codes.
+    pub(super) stored: f32,
+}
+
+impl RowEncoder {
+    /// Encodes a row; `half` is half the scale.
+    #[inline(always)]
+    pub(super) fn encode<A: Ask, S: Simd>(self, simd: S, w: &[f32], half: f32, out: &mut [u8]) {
+        match self.format {
+            Format::I2S => {
+                for (out, w) in out.as_chunks_mut().0.iter_mut().zip(w.as_chunks().0) {
+                    A::ask(w);
+                    *out = S::F32::two_bit_block::<false>(simd, w, [half; 2]);
                 }
-                Format::TQ2_0 => {
-                    let stored = f16::from_f32(self.stored).to_le_bytes();
-                    for (out, [a, b]) in out.as_chunks_mut::<TQ2_BYTES>().0.iter_mut().zip(blocks.as_chunks().0) {
-                        ask_ahead(a);
-                        ask_ahead(b);
+            }
+            Format::TQ2_0 => {
+                let stored = f16::from_f32(self.stored).to_le_bytes();
+                for (out, w) in out.as_chunks_mut::<TQ2_BYTES>().0.iter_mut().zip(w.as_chunks::<256>().0) {
+                    A::ask(w);
+                    if let ([a, b], []) = w.as_chunks() {
                         out[..32].copy_from_slice(&S::F32::two_bit_block::<true>(simd, a, [half; 2]));
                         out[32..64].copy_from_slice(&S::F32::two_bit_block::<true>(simd, b, [half; 2]));
                         out[64..].copy_from_slice(&stored);
                     }
                 }
-                Format::TL1 => encode_tl1(simd, w, half, out),
-                Format::TL2 => encode_tl2(simd, w, half, out),
-                _ => {
-                    ternarize(w, self.scale, &mut codes);
-                    codec::encode_row(self.format, &codes, &scales, out);
+            }
+            Format::TL1 => encode_tl1::<A, S>(simd, w, half, out),
+            Format::TL2 => encode_tl2::<A, S>(simd, w, half, out),
+            _ => {
+                // `tq1_0`, several blocks at a time: codes of one alone would be read while they are still written.
+                let mut codes = [0; 8 * 256];
+                for (out, w) in out.chunks_mut(8 * TQ1_BYTES).zip(w.chunks(8 * 256)) {
+                    for (w, codes) in w.as_chunks::<256>().0.iter().zip(codes.as_chunks_mut::<256>().0) {
+                        A::ask(w);
+                        // Half of this is half again: no scale is so small that half of it is rounded twice.
+                        ternarize(w, half + half, codes);
+                    }
+                    codec::encode_row(Format::TQ1_0, &codes[..w.len()], &[self.stored; 8], out);
                 }
             }
         }
@@ -131,7 +167,7 @@ impl Groups<'_> {
         for (i, (out, scales)) in steps.enumerate() {
             let start = self.start + i * STEP;
             let len = STEP.min(self.w.len() - start);
-            let w = window(simd, self.w, start, &mut values[..len]);
+            let w = window::<PREFETCH, S>(simd, self.w, start, &mut values[..len]);
             if len == STEP {
                 let fours = w.as_chunks::<G>().0.as_chunks().0;
                 for (four, scales) in fours.iter().zip(scales.as_chunks_mut().0) {
@@ -147,74 +183,13 @@ impl Groups<'_> {
             // The end of the tensor.
             let mut codes = [0; STEP];
             for ((v, t), scale) in w.chunks(G).zip(codes.chunks_mut(G)).zip(scales) {
-                let Some(s) = S::F32::chunk_stats(simd, v).scale(v.len()) else { return false };
+                let Some(s) = S::F32::chunk_stats::<PREFETCH>(simd, v).scale(v.len()) else { return false };
                 *scale = s;
                 ternarize(v, s, t);
             }
             codec::encode_row(Format::I2S, &codes[..len], &[], out);
         }
         true
-    }
-}
-
-struct DecodeRows<'a> {
-    w: &'a Weight,
-    scales: &'a [f32],
-    block: usize,
-    first: usize,
-    count: usize,
-    out: FloatsMut<'a>,
-}
-
-/// A row's blocks of 128 two-bit codes, for the formats that have them.
-#[inline(always)]
-fn two_bit_blocks(format: Format, row: &[u8]) -> Option<impl Iterator<Item = &[u8; 32]>> {
-    let (block, codes) = match format {
-        Format::I2S | Format::I2SGroup(_) => (32, 32),
-        Format::TQ2_0 => (TQ2_BYTES, 64),
-        _ => return None,
-    };
-    Some(row.chunks_exact(block).flat_map(move |b| b[..codes].as_chunks().0))
-}
-
-impl Body for DecodeRows<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
-        let rows = rows_of(self.w.format(), self.w.shape());
-        let (mut codes, mut values) = (vec![0i8; rows.cols], vec![0.0f32; rows.cols]);
-        for r in self.first..self.first + self.count {
-            let bytes = &self.w.codes()[r * rows.bytes..][..rows.bytes];
-            if let FloatsMut::F32(out) = &mut self.out
-                && let Some(blocks) = two_bit_blocks(self.w.format(), bytes)
-                && let (out, []) = out[(r - self.first) * rows.cols..][..rows.cols].as_chunks_mut()
-            {
-                for (i, (bytes, out)) in blocks.zip(out).enumerate() {
-                    let values = [0, 64].map(|at| {
-                        let s = self.scales[(r * rows.cols + i * 128 + at) / self.block];
-                        [-1.0f32, 0.0, 1.0, f32::NAN].map(|t| t * s)
-                    });
-                    match self.w.format() {
-                        Format::TQ2_0 => S::F32::two_bit_values::<true>(simd, bytes, &values, out),
-                        _ => S::F32::two_bit_values::<false>(simd, bytes, &values, out),
-                    }
-                }
-                continue;
-            }
-            if self.w.format().is_ternary() {
-                codec::decode_row(self.w.format(), bytes, &mut codes);
-                // A block never straddles rows as the layout sees them, or spans the whole tensor.
-                let flat = r * rows.cols;
-                let step = self.block.min(rows.cols);
-                for (i, (v, t)) in values.chunks_mut(step).zip(codes.chunks(step)).enumerate() {
-                    let s = self.scales[(flat + i * step) / self.block];
-                    v.iter_mut().zip(t).for_each(|(v, &t)| *v = f32::from(t) * s);
-                }
-            } else {
-                codec::dense_row(self.w.format(), bytes, &mut values);
-            }
-            self.out.write((r - self.first) * rows.cols, &values);
-        }
     }
 }
 
@@ -230,9 +205,16 @@ impl<S: Simd> Context<'_, S> {
         if let Format::I2SGroup(g) = format {
             return self.quantize_groups(w, g, codes, scales);
         }
-        let scale = self.scale(w)?;
-        let stored = codec::storable_scale(format, scale)?;
         let (isa, rows) = (self.kernels.isa, rows_of(format, shape));
+        let scale = match self.single_read(w, format, rows, &mut codes[..rows.count * rows.bytes])? {
+            Outcome::Encoded(scale) => {
+                codec::write_tail(format, scale, codes);
+                return Ok(());
+            }
+            Outcome::Missed(scale) => scale,
+            Outcome::Unknown => self.scale(w)?,
+        };
+        let stored = codec::storable_scale(format, scale)?;
         let tasks = split::task_count(self.executor, w.len(), TASK_ELEMENTS);
         split::chunks_mut(self.executor, &mut codes[..rows.count * rows.bytes], rows.bytes, tasks, |start, out| {
             let first = start / rows.bytes;
@@ -271,29 +253,5 @@ impl<S: Simd> Context<'_, S> {
             }
         });
         if failed.into_inner() { Err(codec::non_finite(w)) } else { Ok(()) }
-    }
-
-    pub(super) fn dequantize(self, w: &Weight, y: FloatsMut<'_>) -> Result<()> {
-        let isa = self.kernels.isa;
-        let (scales, block) = w.block_scales();
-        let rows = rows_of(w.format(), w.shape());
-        Error::expect_len("dequantized values", y.len(), rows.count * rows.cols, || format!("shape {}", w.shape()))?;
-        let tasks = split::task_count(self.executor, y.len(), TASK_ELEMENTS);
-        let decode = |start: usize, out: FloatsMut<'_>| {
-            let (first, count) = (start / rows.cols, out.len() / rows.cols);
-            isa.run(DecodeRows { w, scales: &scales, block, first, count, out });
-        };
-        match y {
-            FloatsMut::F32(y) => {
-                split::chunks_mut(self.executor, y, rows.cols, tasks, |s, o| decode(s, FloatsMut::F32(o)))
-            }
-            FloatsMut::F16(y) => {
-                split::chunks_mut(self.executor, y, rows.cols, tasks, |s, o| decode(s, FloatsMut::F16(o)))
-            }
-            FloatsMut::BF16(y) => {
-                split::chunks_mut(self.executor, y, rows.cols, tasks, |s, o| decode(s, FloatsMut::BF16(o)))
-            }
-        }
-        Ok(())
     }
 }

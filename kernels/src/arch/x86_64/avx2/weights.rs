@@ -5,10 +5,10 @@
 
 use std::arch::x86_64::*;
 
-use tersor_core::codec::absmean::ChunkStats;
+use tersor_core::codec::absmean::{CHUNK, ChunkStats};
 use tersor_core::reference::lanes::LANES;
 
-use crate::codes::PREFETCH;
+use crate::codes::Marks;
 use crate::lanes::two_bit_shift;
 
 /// [`tersor_core::codec::absmean::chunk_stats`].
@@ -16,10 +16,9 @@ use crate::lanes::two_bit_shift;
 /// # Safety
 /// AVX2 must be enabled in the caller.
 #[inline(always)]
-pub(super) unsafe fn chunk_stats(w: &[f32]) -> ChunkStats {
-    let (mut largest, mut smallest) = ([0u32; 8], [0u32; 8]);
-    // SAFETY: the caller's contract; loads are within chunks of 64, stores within eight lanes.
-    let sum = unsafe {
+pub(super) unsafe fn chunk_stats<const AHEAD: usize>(w: &[f32]) -> ChunkStats {
+    // SAFETY: the caller's contract; loads are within chunks of 64.
+    unsafe {
         let magnitude = _mm256_set1_epi32(0x7fff_ffff);
         let minus_one = _mm256_set1_epi32(-1);
         let mut sum = [_mm256_setzero_ps(); 8];
@@ -31,8 +30,8 @@ pub(super) unsafe fn chunk_stats(w: &[f32]) -> ChunkStats {
                 let chunk: &[f32; LANES] = $chunk;
                 for i in 0..8 {
                     let at = chunk.as_ptr().add(8 * i);
-                    if i % 2 == 0 {
-                        _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(PREFETCH));
+                    if AHEAD > 0 && i % 2 == 0 {
+                        _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(AHEAD));
                     }
                     let a = _mm256_and_si256(_mm256_loadu_si256(at.cast()), magnitude);
                     sum[i] = _mm256_add_ps(sum[i], _mm256_castsi256_ps(a));
@@ -51,12 +50,65 @@ pub(super) unsafe fn chunk_stats(w: &[f32]) -> ChunkStats {
             last[..rest.len()].copy_from_slice(rest);
             add!(&last);
         }
+        finish(sum, max, min)
+    }
+}
+
+/// Statistics from what lanes have gathered; `min` is of magnitudes less one.
+///
+/// # Safety
+/// AVX2 must be enabled in the caller.
+#[inline(always)]
+unsafe fn finish(sum: [__m256; 8], max: [__m256i; 2], min: [__m256i; 2]) -> ChunkStats {
+    let (mut largest, mut smallest) = ([0u32; 8], [0u32; 8]);
+    // SAFETY: the caller's contract; stores are within eight lanes.
+    let sum = unsafe {
         _mm256_storeu_si256(largest.as_mut_ptr().cast(), _mm256_max_epu32(max[0], max[1]));
         _mm256_storeu_si256(smallest.as_mut_ptr().cast(), _mm256_min_epu32(min[0], min[1]));
         super::lanes::fold(sum)
     };
     let max_bits = largest.into_iter().fold(0, u32::max);
     ChunkStats { sum, max_bits, min_bits: smallest.into_iter().fold(u32::MAX, u32::min).saturating_add(1) }
+}
+
+/// [`crate::codes::Codes::chunk_stats_near`]: 16 `vcmpps`, and 8 `vandps`, `vmovmskps` and stores of a byte, more for each 64 weights.
+///
+/// # Safety
+/// AVX2 must be enabled in the caller.
+#[inline(always)]
+pub(super) unsafe fn chunk_stats_near(w: &[f32; CHUNK], low: f32, high: f32, near: &mut Marks) -> ChunkStats {
+    // SAFETY: the caller's contract; loads are within the chunk, stores within its 512 masks of 8 bits.
+    unsafe {
+        let magnitude = _mm256_set1_epi32(0x7fff_ffff);
+        let minus_one = _mm256_set1_epi32(-1);
+        let (low, high) = (_mm256_set1_ps(low), _mm256_set1_ps(high));
+        let mut sum = [_mm256_setzero_ps(); 8];
+        let mut max = [_mm256_setzero_si256(); 2];
+        let mut min = [minus_one; 2];
+        for (chunk, near) in w.as_chunks::<LANES>().0.iter().zip(&mut near.values) {
+            let marks: *mut u8 = std::ptr::from_mut(near).cast();
+            for i in 0..8 {
+                let at = chunk.as_ptr().add(8 * i);
+                if i % 2 == 0 {
+                    _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(4 * CHUNK));
+                }
+                let a = _mm256_and_si256(_mm256_loadu_si256(at.cast()), magnitude);
+                let v = _mm256_castsi256_ps(a);
+                sum[i] = _mm256_add_ps(sum[i], v);
+                max[i % 2] = _mm256_max_epu32(max[i % 2], a);
+                min[i % 2] = _mm256_min_epu32(min[i % 2], _mm256_add_epi32(a, minus_one));
+                let inside = _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(v, low), _mm256_cmp_ps::<_CMP_LE_OQ>(v, high));
+                *marks.add(i) = _mm256_movemask_ps(inside) as u8;
+            }
+        }
+        let mut none = 0;
+        for (i, four) in near.values.as_chunks::<4>().0.iter().enumerate() {
+            let zero = _mm256_cmpeq_epi64(_mm256_loadu_si256(four.as_ptr().cast()), _mm256_setzero_si256());
+            none |= (_mm256_movemask_pd(_mm256_castsi256_pd(zero)) as u64) << (4 * i);
+        }
+        near.lines = !none;
+        finish(sum, max, min)
+    }
 }
 
 /// [`crate::lanes::Lanes::two_bit_block`].

@@ -9,12 +9,13 @@
 
 use std::arch::x86_64::*;
 
-use tersor_core::codec::absmean::MIN_SCALE;
+use tersor_core::codec::absmean::{CHUNK, ChunkStats, MIN_SCALE};
 use tersor_core::reference::lanes::LANES;
 
-use crate::codes::{Codes, PREFETCH, ThreeCodes};
+use crate::codes::{Codes, Marks, PREFETCH, ThreeCodes};
 
 use super::lanes::{F32x64, HasAvx512};
+use super::weights;
 
 // SAFETY (all blocks): the registers are used with a token, which is proof of AVX-512 F, BW, DQ and VL; loads and stores are
 // within the arrays, whose lengths are in their types.
@@ -38,6 +39,11 @@ impl<S: HasAvx512> Codes<S> for F32x64 {
     fn group_scales<const G: usize>(_: S, groups: &[[f32; G]; 4]) -> Option<[f32; 4]> {
         // SAFETY: as above.
         unsafe { group_scales(groups) }
+    }
+    #[inline(always)]
+    fn chunk_stats_near(_: S, w: &[f32; CHUNK], low: f32, high: f32, near: &mut Marks) -> ChunkStats {
+        // SAFETY: as above.
+        unsafe { weights::chunk_stats_near(w, low, high, near) }
     }
 }
 

@@ -101,9 +101,9 @@ impl<S: HasAvx512> Lanes<S> for F32x64 {
         unsafe { fold4([sums[0].0, sums[1].0, sums[2].0, sums[3].0]) }
     }
     #[inline(always)]
-    fn chunk_stats(_: S, w: &[f32]) -> ChunkStats {
+    fn chunk_stats<const AHEAD: usize>(_: S, w: &[f32]) -> ChunkStats {
         // SAFETY: as above.
-        unsafe { weights::chunk_stats(w) }
+        unsafe { weights::chunk_stats::<AHEAD>(w) }
     }
     #[inline(always)]
     fn two_bit_block<const LOW_FIRST: bool>(_: S, w: &[f32; 128], half: [f32; 2]) -> [u8; 32] {

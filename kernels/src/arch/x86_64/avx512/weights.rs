@@ -6,10 +6,10 @@
 
 use std::arch::x86_64::*;
 
-use tersor_core::codec::absmean::ChunkStats;
+use tersor_core::codec::absmean::{CHUNK, ChunkStats};
 use tersor_core::reference::lanes::LANES;
 
-use crate::codes::PREFETCH;
+use crate::codes::Marks;
 use crate::lanes::two_bit_shift;
 
 /// [`tersor_core::codec::absmean::chunk_stats`].
@@ -17,7 +17,7 @@ use crate::lanes::two_bit_shift;
 /// # Safety
 /// AVX-512 F and DQ must be enabled in the caller.
 #[inline(always)]
-pub(super) unsafe fn chunk_stats(w: &[f32]) -> ChunkStats {
+pub(super) unsafe fn chunk_stats<const AHEAD: usize>(w: &[f32]) -> ChunkStats {
     // SAFETY: the caller's contract; loads are within chunks of 64.
     unsafe {
         let magnitude = _mm512_set1_epi32(0x7fff_ffff);
@@ -31,7 +31,9 @@ pub(super) unsafe fn chunk_stats(w: &[f32]) -> ChunkStats {
                 let chunk: &[f32; LANES] = $chunk;
                 for i in 0..4 {
                     let at = chunk.as_ptr().add(16 * i);
-                    _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(PREFETCH));
+                    if AHEAD > 0 {
+                        _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(AHEAD));
+                    }
                     let a = _mm512_and_si512(_mm512_loadu_si512(at.cast()), magnitude);
                     sum[i] = _mm512_add_ps(sum[i], _mm512_castsi512_ps(a));
                     max[i] = _mm512_max_epu32(max[i], a);
@@ -49,11 +51,61 @@ pub(super) unsafe fn chunk_stats(w: &[f32]) -> ChunkStats {
             last[..rest.len()].copy_from_slice(rest);
             add!(&last);
         }
+        finish(sum, max, min)
+    }
+}
+
+/// Statistics from what lanes have gathered; `min` is of magnitudes less one.
+///
+/// # Safety
+/// AVX-512 F and DQ must be enabled in the caller.
+#[inline(always)]
+unsafe fn finish(sum: [__m512; 4], max: [__m512i; 4], min: [__m512i; 4]) -> ChunkStats {
+    // SAFETY: the caller's contract.
+    unsafe {
         let (low, high) = (_mm512_max_epu32(max[0], max[1]), _mm512_max_epu32(max[2], max[3]));
         let max_bits = _mm512_reduce_max_epu32(_mm512_max_epu32(low, high));
         let (low, high) = (_mm512_min_epu32(min[0], min[1]), _mm512_min_epu32(min[2], min[3]));
         let min_bits = _mm512_reduce_min_epu32(_mm512_min_epu32(low, high)).saturating_add(1);
         ChunkStats { sum: super::lanes::fold(sum), max_bits, min_bits }
+    }
+}
+
+/// [`crate::codes::Codes::chunk_stats_near`]: 4 `vpsubd` and `vpcmpud`, and 4 stores of masks, more for each 64 weights.
+///
+/// # Safety
+/// AVX-512 F and DQ must be enabled in the caller.
+#[inline(always)]
+pub(super) unsafe fn chunk_stats_near(w: &[f32; CHUNK], low: f32, high: f32, near: &mut Marks) -> ChunkStats {
+    // SAFETY: the caller's contract; loads are within the chunk, stores within its 256 masks of 16 bits.
+    unsafe {
+        let magnitude = _mm512_set1_epi32(0x7fff_ffff);
+        let minus_one = _mm512_set1_epi32(-1);
+        // Magnitudes from the one above `low` to `high`, counted from 0.
+        let above_low = _mm512_set1_epi32(low.to_bits() as i32);
+        let count = _mm512_set1_epi32(high.to_bits().wrapping_sub(low.to_bits()) as i32);
+        let mut sum = [_mm512_setzero_ps(); 4];
+        let mut max = [_mm512_setzero_si512(); 4];
+        let mut min = [minus_one; 4];
+        for (chunk, near) in w.as_chunks::<LANES>().0.iter().zip(&mut near.values) {
+            let marks: *mut u16 = std::ptr::from_mut(near).cast();
+            for i in 0..4 {
+                let at = chunk.as_ptr().add(16 * i);
+                _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(4 * CHUNK));
+                let a = _mm512_and_si512(_mm512_loadu_si512(at.cast()), magnitude);
+                let less_one = _mm512_add_epi32(a, minus_one);
+                sum[i] = _mm512_add_ps(sum[i], _mm512_castsi512_ps(a));
+                max[i] = _mm512_max_epu32(max[i], a);
+                min[i] = _mm512_min_epu32(min[i], less_one);
+                *marks.add(i) = _mm512_cmplt_epu32_mask(_mm512_sub_epi32(less_one, above_low), count);
+            }
+        }
+        near.lines = 0;
+        for (i, eight) in near.values.as_chunks::<8>().0.iter().enumerate() {
+            let eight = _mm512_loadu_si512(eight.as_ptr().cast());
+            near.lines |= u64::from(_mm512_test_epi64_mask(eight, eight)) << (8 * i);
+        }
+        finish(sum, max, min)
     }
 }
 
