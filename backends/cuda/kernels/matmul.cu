@@ -108,15 +108,73 @@ __device__ __forceinline__ void gemv(u32 block, const uint4 *w, const i8 *x, u32
                                            u32 n, u32 tiles, u32 k, u32 m, float scale, u32 mode) {                   \
         gemv<M, 16>(blockIdx.x, w, x, x_stride, x_scales, y, n, tiles, k, m, scale, mode);                                             \
     }
-GEMV(1)
-// For rows of more than 16 tiles. A kernel of its own: the registers for its loads would cost the other occupancy (measured:
-// 13824x2560 in 5.7 us instead of 4.5).
-KERNEL __launch_bounds__(128) gemv_1_wide(const uint4 *w, const i8 *x, u32 x_stride, const float *x_scales, void *y,
-                                          u32 n, u32 tiles, u32 k, u32 m, float scale, u32 mode) {
+// Rows of more than 32 tiles. A kernel of its own, as its loads take registers.
+KERNEL __launch_bounds__(128) gemv_1_any(const uint4 *w, const i8 *x, u32 x_stride, const float *x_scales, void *y, u32 n,
+                                         u32 tiles, u32 k, u32 m, float scale, u32 mode) {
     gemv<1, 28>(blockIdx.x, w, x, x_stride, x_scales, y, n, tiles, k, m, scale, mode);
 }
 GEMV(2)
 GEMV(4)
+
+// One row of activations, of up to LANES * LOADS / 4 tiles. LANES threads share a row of weights, of which each asks for LOADS
+// words of sixteen bytes at once, before it waits for what ran before. Where there are more rows than threads, a block asks for
+// its next rows while it multiplies these, and reads the activations once.
+template <int LANES, int LOADS, int THREADS, bool LOOP>
+__device__ __forceinline__ void gemv_rows(const uint4 *w, const i8 *x, const float *x_scale, void *y, u32 n, u32 tiles, u32 k,
+                                          float scale, u32 mode) {
+    constexpr int TILES = LANES * LOADS / 4, ROWS = THREADS / LANES;
+    __shared__ uint4 xs[TILES * 20];
+    __shared__ int sums[THREADS / 32];
+    const u32 t = threadIdx.x, sub = t % LANES, in = t / LANES, lane = t & 31, words = tiles * 4, groups = (n + ROWS - 1) / ROWS;
+    uint4 v[LOADS];
+    auto ask = [&](u32 group) {
+        const uint4 *row = w + (u64)min(group * ROWS + in, n - 1) * words + sub;
+#pragma unroll
+        for (int j = 0; j < LOADS; j++) v[j] = sub + LANES * j < words ? __ldg(row + LANES * j) : make_uint4(0, 0, 0, 0);
+    };
+    ask(blockIdx.x);
+    start_next();
+    wait_for_previous();
+    int part = 0;
+    for (u32 u = t; u < TILES * 16; u += THREADS) {
+        uint4 a = u * 16 < k ? *(const uint4 *)(x + u * 16) : make_uint4(0, 0, 0, 0);
+        xs[(u >> 4) * 20 + (u & 15)] = a;
+        part = sum16(a, part);
+    }
+    const float divisor = mode & I32 ? 0.0f : *x_scale;
+    part = __reduce_add_sync(FULL, part);
+    if (lane == 0) sums[t >> 5] = part;
+    __syncthreads();
+    const int less = __reduce_add_sync(FULL, lane < THREADS / 32 ? sums[lane] : 0);
+    for (u32 group = blockIdx.x; group < groups; group += gridDim.x) {
+        uint4 now[LOADS];
+#pragma unroll
+        for (int j = 0; j < LOADS; j++) now[j] = v[j];
+        if (LOOP && group + gridDim.x < groups) ask(group + gridDim.x);
+        int acc = 0;
+#pragma unroll
+        for (int j = 0; j < LOADS; j++) {
+            const u32 i = sub + LANES * j;
+            if (LANES * j >= words) continue;
+            const uint4 *at = xs + (i >> 2) * 20 + (i & 3);
+#pragma unroll
+            for (int q = 0; q < 4; q++) acc = dot_word(pick(now[j], q), at[4 * q], acc);
+        }
+#pragma unroll
+        for (int h = LANES / 2; h; h >>= 1) acc += __shfl_xor_sync(FULL, acc, h);
+        const u32 row = group * ROWS + in;
+        if (sub == 0 && row < n) store_sum(y, row, acc - less, scale, divisor, mode);
+        if (!LOOP) break;
+    }
+}
+#define GEMV_ROWS_1(NAME, LANES, LOADS, THREADS, BLOCKS, LOOP)                                                         \
+    KERNEL __launch_bounds__(THREADS, BLOCKS) NAME(const uint4 *w, const i8 *x, const float *x_scale, void *y, u32 n,  \
+                                                   u32 tiles, u32 k, float scale, u32 mode) {                         \
+        gemv_rows<LANES, LOADS, THREADS, LOOP>(w, x, x_scale, y, n, tiles, k, scale, mode);                            \
+    }
+GEMV_ROWS_1(gemv_1, 16, 3, 512, 2, true)
+GEMV_ROWS_1(gemv_1_long, 16, 5, 512, 2, true)
+GEMV_ROWS_1(gemv_1_wide, 32, 4, 256, 4, false)
 
 // Up to three weights that meet the same row of activations (q, k and v; gate and up) in one launch.
 KERNEL __launch_bounds__(128) gemv_1_of_3(const i8 *x, const float *x_scales, u32 tiles, u32 k, const uint4 *w0,

@@ -37,7 +37,7 @@ kernels! {
     NormGemv = "norm_gemv", NormGemvWide = "norm_gemv_wide", NormGateUp = "norm_gate_up", NormQkv = "norm_qkv",
     AttentionCluster = "attention_cluster",
     Gemv1Of3 = "gemv_1_of_3", RopeKvWrite = "rope_kv_write", GateNormQuantize = "gate_norm_quantize",
-    Gemv1 = "gemv_1",
+    Gemv1 = "gemv_1", Gemv1Long = "gemv_1_long", Gemv1Any = "gemv_1_any",
     HeadQ81 = "head_q8_0_1", HeadQ84 = "head_q8_0_4", HeadQ88 = "head_q8_0_8",
     HeadQ61 = "head_q6_k_1", HeadQ64 = "head_q6_k_4", HeadQ68 = "head_q6_k_8",
     HeadMmaQ81 = "head_mma_q8_0_1", HeadMmaQ82 = "head_mma_q8_0_2", HeadMmaQ84 = "head_mma_q8_0_4",

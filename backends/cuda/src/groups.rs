@@ -80,9 +80,22 @@ pub(crate) fn is_complete(held: &[Item]) -> bool {
     }
 }
 
-/// The kernel for one row of activations and rows of this many tiles.
-pub(crate) fn gemv_kernel(tiles: u32) -> Kernel {
-    if tiles > 16 { Kernel::Gemv1Wide } else { Kernel::Gemv1 }
+/// The launch of a product of one row of activations on a GPU of so many multiprocessors; see `gemv_rows` in
+/// `kernels/matmul.cu`.
+pub(crate) fn gemv_1(g: &Gemv, mode: u32, processors: u32) -> (Kernel, Grid, Args) {
+    let all_rows = Grid::new(g.n.div_ceil(32).min(2 * processors), 512);
+    let (kernel, grid) = match g.tiles {
+        0..=12 => (Kernel::Gemv1, all_rows),
+        13..=20 => (Kernel::Gemv1Long, all_rows),
+        21..=32 => (Kernel::Gemv1Wide, Grid::new(g.n.div_ceil(8), 256)),
+        _ => {
+            let args = Args::new().u64(g.w).u64(g.x).u32(g.k).u64(g.x_scales).u64(g.y);
+            let args = args.u32(g.n).u32(g.tiles).u32(g.k).u32(1).f32(g.scale).u32(mode);
+            return (Kernel::Gemv1Any, Grid::new(g.n.div_ceil(16), 128), args);
+        }
+    };
+    let args = Args::new().u64(g.w).u64(g.x).u64(g.x_scales).u64(g.y);
+    (kernel, grid, args.u32(g.n).u32(g.tiles).u32(g.k).f32(g.scale).u32(mode))
 }
 
 fn gemv(item: &Item) -> Option<Gemv> {
@@ -208,11 +221,7 @@ impl Device {
     fn single(&self, item: &Item) -> Result<()> {
         let (kernel, grid, args) = match item {
             Item::Gemv(g) if g.m > 1 => return self.gemvs([Some(*g), None, None]),
-            Item::Gemv(g) => {
-                let args = Args::new().u64(g.w).u64(g.x).u32(g.k).u64(g.x_scales).u64(g.y);
-                let args = args.u32(g.n).u32(g.tiles).u32(g.k).u32(1).f32(g.scale).u32(u32::from(g.add));
-                (gemv_kernel(g.tiles), Grid::new(g.n.div_ceil(16), 128), args)
-            }
+            Item::Gemv(g) => gemv_1(g, u32::from(g.add), self.driver.processors),
             Item::Rope(r) => {
                 let pairs = r.rows * r.heads * r.half;
                 let args = Args::new().u64(r.x).u32(pairs).u32(r.heads).u32(r.half).u64(r.positions).u32(r.known);

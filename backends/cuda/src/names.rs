@@ -149,7 +149,7 @@ impl Product {
     /// `op` and `tile` of the kernel's name: weight rows x activation rows that a block computes.
     fn parts(self) -> (&'static str, &'static str) {
         match self {
-            Product::Gemv1 => ("gemv", "16x1"),
+            Product::Gemv1 => ("gemv", "rows-1"),
             Product::Gemv2 => ("gemv", "16x2"),
             Product::Gemv4 => ("gemv", "16x4"),
             Product::Small1 => ("gemm", "32x8"),

@@ -4,7 +4,7 @@ use tersor_core::{Activations, Epilogue, Error, OpSpec, Output, PackedWeight, Re
 
 use crate::ID;
 use crate::driver::{Address, Args, Grid, Kernel};
-use crate::groups::gemv_kernel;
+use crate::groups::gemv_1;
 use crate::names::{Product, head_mma_bytes};
 use crate::pack::{Kind, Packed, Scales, TILE, count};
 use crate::queue::{Gemv, Item};
@@ -208,7 +208,6 @@ impl CudaStream {
         let w = packed.data.at;
         let scale = if let Scales::Uniform(s) = scales { *s } else { 0.0 };
         let gemv = match product {
-            Product::Gemv1 => Some(gemv_kernel(tiles)),
             Product::Gemv2 => Some(Kernel::Gemv2),
             Product::Gemv4 => Some(Kernel::Gemv4),
             _ => None,
@@ -217,7 +216,7 @@ impl CudaStream {
         // What 16-byte loads cannot read as it is, is copied to where they can; and for many rows what is not whole tiles.
         let unit = if rows { TILE as u32 } else { 16 };
         let direct = at.x.is_multiple_of(16) && k.is_multiple_of(unit);
-        let (x, sums, k) = if (gemv.is_some() || rows) && direct {
+        let (x, sums, k) = if (product == Product::Gemv1 || gemv.is_some() || rows) && direct {
             (at.x, 0, k)
         } else {
             let padded = tiles * TILE as u32;
@@ -231,6 +230,11 @@ impl CudaStream {
         let item = Gemv { x, x_scales: at.x_scales, m, k, tiles, w, y: at.y, n, scale, add: at.mode == ADD };
         if (product == Product::Gemv1 || rows) && at.mode & I32 == 0 {
             return self.device.enqueue(Item::Gemv(item));
+        }
+        if product == Product::Gemv1 {
+            let (kernel, grid, args) = gemv_1(&item, at.mode, self.device.driver.processors);
+            // SAFETY: as above; x is aligned to 16 bytes, and k is a multiple of 16.
+            return unsafe { self.device.launch(kernel, grid, args) };
         }
         if rows {
             let none = Gemv { n: 0, ..item };
