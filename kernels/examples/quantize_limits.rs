@@ -1,33 +1,32 @@
 //! What bounds quantization on this CPU: the bytes that it moves, or its arithmetic.
 //!
-//! `cargo run --release -p tersor-kernels --example quantize_limits [MILLIONS OF VALUES]` (16, if none are given)
+//! `cargo run --release -p tersor-kernels --example quantize_limits`
 //!
-//! One thread. *R* is the rate at which memory is read and nothing else done, by the best of five patterns, over a buffer of 256 MB on
-//! the same pages as the weights. For each format the table has the bytes a value of the naive way (f32 twice for one scale a
-//! tensor, once for groups, and the codes), the core's cycles a value when all of it lies in the second-level cache, the cycles that
-//! memory leaves for a value at R, and the rate from memory: the larger of the two numbers of cycles is what bounds it. Cycles are
-//! those of the core, whose clock is taken from a chain of multiplications in the same run.
+//! One thread. *R* is the rate at which memory is read and nothing else done, over 256 MB, the same that weights are taken from: tensors of
+//! 16 M values, one after another, so that no cache has them. For each format the table has the bytes that are moved for a value, the
+//! core's cycles a value when a small tensor lies in the second-level cache and one of 2 M values in the last-level cache, the
+//! cycles that memory leaves for a value at R, and the rate from memory. The larger of the cycles in a cache and those at R is what bounds
+//! it: those in the second-level cache where weights are encoded after they have been summed, those in the last-level
+//! cache where 2 M values and more are summed and encoded in one read (`i2_s`, `tq2_0` and `tl1` from f32). Cycles are those of the core, whose
+//! clock is taken from a chain of multiplications in the same run.
+//!
+//! A second table is of what happens to a token's activations, which are in the first-level cache.
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tersor_core::{Floats, Format, HostContext, QuantBackend, Shape, bf16, f16};
+use tersor_core::{Buffer, Floats, Format, HostContext, Op, QuantBackend, Result, Shape, bf16, f16};
 use tersor_kernels::{Simd, Tiers, stream};
 
-/// Bytes that are read to tell R: several last-level caches.
-const READ_BYTES: usize = 256 << 20;
-/// Rows and columns of a tensor for the second-level cache: half a megabyte of f32.
-const SMALL: (usize, usize) = (64, 2048);
-/// Columns of the large one.
-const COLS: usize = 4096;
+/// Values that tensors are taken from: 256 MB of f32, several last-level caches.
+const VALUES: usize = 64 << 20;
+/// Rows and columns of a tensor for the second-level cache (half a megabyte of f32), of one for the last-level cache, and of a large one.
+const SHAPES: [(usize, usize); 3] = [(64, 2048), (512, 4096), (4096, 4096)];
 const ROUNDS: usize = 15;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let millions = std::env::args().nth(1).map_or(Ok(16), |m| m.parse::<usize>())?;
-    let large = Shape::new(((millions << 20) / COLS).max(1), COLS)?;
-    let (small, memory) = (Shape::new(SMALL.0, SMALL.1)?, vec![0x5555_5555_5555_5555u64; READ_BYTES / 8]);
-    let values = bell(large.len().max(small.len()));
+fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let values = bell(VALUES);
     let as_f16: Vec<f16> = values.iter().map(|v| f16::from_f32(*v)).collect();
     let as_bf16: Vec<bf16> = values.iter().map(|v| bf16::from_f32(*v)).collect();
     let mut backends = Vec::new();
@@ -44,93 +43,136 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, backend) in backends {
         let mut cases = Vec::new();
         for format in Format::TERNARY.into_iter().chain(Format::GROUPED) {
-            cases.push(Case::new(&*backend, "f32", Floats::F32(&values), format, [small, large])?);
+            cases.push(Case::new("f32", Floats::F32(&values), format)?);
         }
-        cases.push(Case::new(&*backend, "f16", Floats::F16(&as_f16), Format::I2S, [small, large])?);
-        cases.push(Case::new(&*backend, "bf16", Floats::BF16(&as_bf16), Format::I2S, [small, large])?);
+        cases.push(Case::new("f16", Floats::F16(&as_f16), Format::I2S)?);
+        cases.push(Case::new("bf16", Floats::BF16(&as_bf16), Format::I2S)?);
         let (mut clocks, mut reads) = (Vec::new(), vec![Vec::new(); PATTERNS.len()]);
-        for _ in 0..ROUNDS {
+        for round in 0..ROUNDS {
             clocks.push(clock());
             for (read, samples) in PATTERNS.iter().zip(&mut reads) {
-                samples.push(READ_BYTES as f64 / seconds(|| black_box(read(black_box(&memory)))));
+                let words = bytemuck::cast_slice(&values);
+                samples.push(size_of_val(&values[..]) as f64 / seconds(|| black_box(read(black_box(words)))));
             }
             for case in &mut cases {
-                case.sample(&*backend)?;
+                case.sample(&*backend, round)?;
             }
         }
-        let (clock, r) = (median(&mut clocks), reads.iter_mut().map(|r| median(r)).fold(0.0, f64::max));
-        println!("\n{name}, {large} values, core {:.2} GHz, R {:.1} GB/s\n", clock / 1e9, r / 1e9);
-        println!("| from | to | B a value | cycles a value in L2 | at R | Gelem/s in L2 | from memory | of R |");
+        let (clock, reads) = (median(&mut clocks), reads.iter_mut().map(|r| median(r)).collect::<Vec<_>>());
+        let r = reads.iter().copied().fold(0.0, f64::max);
+        println!(
+            "\n{name}, core {:.2} GHz, R {:.1} GB/s (one stream, asked for 8 KiB ahead: {:.1})\n",
+            clock / 1e9,
+            r / 1e9,
+            reads[1] / 1e9
+        );
+        println!("| from | to | B a value | cycles a value in L2 | in L3 | at R | Gelem/s from memory | of R |");
         println!("|---|---|---|---|---|---|---|---|");
         for case in &mut cases {
-            let [small, large] = case.rates.each_mut().map(|r| median(r));
+            let [small, middle, large] = case.rates.each_mut().map(|r| median(r));
             println!(
-                "| {} | {} | {:.2} | {:.2} | {:.2} | {:.1} | {:.1} | {:.0} % |",
+                "| {} | {} | {:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {:.0} % |",
                 case.from,
                 case.format,
                 case.bytes,
                 clock / small,
+                clock / middle,
                 clock * case.bytes / r,
-                small / 1e9,
                 large / 1e9,
                 100.0 * large * case.bytes / r
             );
+        }
+        println!();
+        activations(&*backend, clock)?;
+    }
+    Ok(())
+}
+
+/// Prints what the ops that make int8 activations take.
+fn activations(backend: &dyn QuantBackend, clock: f64) -> Result<()> {
+    let mut stream = backend.open_stream()?;
+    println!("| activations | values | ns | cycles a value |");
+    println!("|---|---|---|---|");
+    for cols in [2560, 6912] {
+        let mut floats = || -> Result<Buffer<f32>> {
+            let mut buffer = Buffer::alloc(backend, cols)?;
+            buffer.write(&mut *stream, &bell(cols))?;
+            Ok(buffer)
+        };
+        let (x, w) = (floats()?, floats()?);
+        let (mut q, mut scales) = (Buffer::<i8>::alloc(backend, cols)?, Buffer::<f32>::alloc(backend, 1)?);
+        for name in ["quantize", "norm and quantize"] {
+            let mut samples = Vec::new();
+            for _ in 0..101 {
+                const TIMES: usize = 200;
+                let start = Instant::now();
+                for _ in 0..TIMES {
+                    let (q, scales) = (q.output(), scales.output());
+                    let op = match name {
+                        "quantize" => Op::QuantizeRows { x: x.input(), cols, q, scales },
+                        _ => Op::RmsNormQuantize { x: x.input(), w: w.input(), eps: 1e-5, q, scales },
+                    };
+                    stream.submit(op.check()?)?;
+                }
+                samples.push(start.elapsed().as_secs_f64() / TIMES as f64);
+            }
+            let taken = median(&mut samples);
+            println!("| {name} | {cols} | {:.0} | {:.2} |", taken * 1e9, taken * clock / cols as f64);
         }
     }
     Ok(())
 }
 
 /// A backend of this tier, with the shared bodies alone.
-fn open<S: Simd>(token: S) -> tersor_core::Result<(&'static str, Arc<dyn QuantBackend>)> {
+fn open<S: Simd>(token: S) -> Result<(&'static str, Arc<dyn QuantBackend>)> {
     let tiers = Tiers::new("limits", env!("CARGO_PKG_VERSION"), 0, token.name()).tier(Some(token), &[]);
     Ok((token.name(), tiers.open(&HostContext::inline())?))
 }
 
-/// One format from one type, small and large.
+/// One format from one type, in all shapes.
 struct Case<'a> {
     from: &'static str,
     format: Format,
     w: Floats<'a>,
-    shapes: [Shape; 2],
-    /// Bytes a value of the large shape.
+    shapes: [Shape; 3],
+    /// Bytes that are moved for a value of the large shape.
     bytes: f64,
     codes: Vec<u8>,
     scales: Vec<f32>,
     /// Values a second, of each shape.
-    rates: [Vec<f64>; 2],
+    rates: [Vec<f64>; 3],
 }
 
 impl<'a> Case<'a> {
-    fn new(
-        backend: &dyn QuantBackend,
-        from: &'static str,
-        w: Floats<'a>,
-        format: Format,
-        shapes: [Shape; 2],
-    ) -> tersor_core::Result<Self> {
-        let len = format.encoded_len(shapes[1])?;
-        let reads = if matches!(format, Format::I2SGroup(_)) { 1 } else { 2 };
+    fn new(from: &'static str, w: Floats<'a>, format: Format) -> Result<Self> {
+        let shape = |(rows, cols)| Shape::new(rows, cols);
+        let shapes = [shape(SHAPES[0])?, shape(SHAPES[1])?, shape(SHAPES[2])?];
+        let len = format.encoded_len(shapes[2])?;
         let width = if from == "f32" { 4 } else { 2 };
-        let bytes = (reads * width) as f64 + (len.bytes + 4 * len.scales) as f64 / shapes[1].len() as f64;
+        let once = match format {
+            Format::I2SGroup(_) => true,
+            Format::I2S | Format::TQ2_0 | Format::TL1 => from == "f32",
+            _ => false,
+        };
+        let reads = if once { 1 } else { 2 };
+        let bytes = (reads * width) as f64 + (len.bytes + 4 * len.scales) as f64 / shapes[2].len() as f64;
         let (codes, scales) = (vec![0; len.bytes], vec![0.0; len.scales]);
-        let mut case = Case { from, format, w, shapes, bytes, codes, scales, rates: Default::default() };
-        case.sample(backend)?;
-        case.rates = Default::default();
-        Ok(case)
+        Ok(Case { from, format, w, shapes, bytes, codes, scales, rates: Default::default() })
     }
 
-    fn sample(&mut self, backend: &dyn QuantBackend) -> tersor_core::Result<()> {
+    fn sample(&mut self, backend: &dyn QuantBackend, round: usize) -> Result<()> {
         for (shape, rates) in self.shapes.iter().zip(&mut self.rates) {
-            let len = self.format.encoded_len(*shape)?;
+            let (n, len) = (shape.len(), self.format.encoded_len(*shape)?);
             let (codes, scales) = (&mut self.codes[..len.bytes], &mut self.scales[..len.scales]);
+            // Another tensor each time where it is a large one. What fits a cache is there after its first time, and takes microseconds.
+            let large = n > 4 << 20;
+            let (start, times) = if large { (round % (VALUES / n) * n, 1) } else { (0, (4 << 20) / n) };
             let w = match self.w {
-                Floats::F32(w) => Floats::F32(&w[..shape.len()]),
-                Floats::F16(w) => Floats::F16(&w[..shape.len()]),
-                Floats::BF16(w) => Floats::BF16(&w[..shape.len()]),
+                Floats::F32(w) => Floats::F32(&w[start..start + n]),
+                Floats::F16(w) => Floats::F16(&w[start..start + n]),
+                Floats::BF16(w) => Floats::BF16(&w[start..start + n]),
             };
-            // The small one fits the cache after its first time, and takes microseconds.
-            let times = ((4 << 20) / shape.len()).max(1);
-            if times > 1 {
+            if !large {
                 backend.quantize(w, *shape, self.format, codes, scales)?;
             }
             let mut done = Ok(());
@@ -142,7 +184,7 @@ impl<'a> Case<'a> {
                 }
             });
             done?;
-            rates.push((times * shape.len()) as f64 / taken);
+            rates.push((times * n) as f64 / taken);
         }
         Ok(())
     }
