@@ -23,7 +23,7 @@ use tersor_kernels::{Simd, Tiers, stream};
 const VALUES: usize = 64 << 20;
 /// Rows and columns of a tensor for the second-level cache (half a megabyte of f32), of one for the last-level cache, and of a large one.
 const SHAPES: [(usize, usize); 3] = [(64, 2048), (512, 4096), (4096, 4096)];
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 25;
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let values = bell(VALUES);
