@@ -12,8 +12,6 @@
 #define MMA_BLOCK_ROWS 256
 // Stages of 64 columns of activations on their way.
 #define MMA_STAGES 4
-// Chunks of 32 columns of weights in a thread's registers.
-#define MMA_HELD 4
 
 template <int T> struct Split;
 template <> struct Split<T_BF16> {
@@ -114,7 +112,8 @@ __device__ __forceinline__ uint4 load_once(const char *at) {
 template <int T, int NT>
 __device__ __forceinline__ void dense_mma(const void *w, const uint4 *parts, const float *factors, float *y, u32 n,
                                           u32 stride, u32 m, u32 groups, u32 mode) {
-    const int P = Split<T>::parts, UNITS = 2 * P * NT * 32;
+    // Chunks of 32 columns of weights in a thread's registers: what there is room for.
+    const int P = Split<T>::parts, UNITS = 2 * P * NT * 32, AHEAD = NT == 4 ? 6 : 4;
     extern __shared__ uint4 ring[];
     u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     u32 stages = stride / 64, tile = blockIdx.x / groups, step = gridDim.x / groups, m0 = blockIdx.x % groups * (8 * NT);
@@ -131,7 +130,7 @@ __device__ __forceinline__ void dense_mma(const void *w, const uint4 *parts, con
         }
     };
     aim();
-    uint4 held[MMA_HELD][4];
+    uint4 held[AHEAD][4];
     auto ask = [&](uint4(&v)[4]) {
         if (left == 0) return;
         left--;
@@ -140,7 +139,7 @@ __device__ __forceinline__ void dense_mma(const void *w, const uint4 *parts, con
         if (++next_chunk == 2 * stages) next_chunk = 0, next_tile += step, aim();
     };
 #pragma unroll
-    for (int i = 0; i < MMA_HELD; i++) ask(held[i]);
+    for (int i = 0; i < AHEAD; i++) ask(held[i]);
     wait_for_previous();
     const uint4 *from = parts + (u64)(blockIdx.x % groups) * stages * UNITS;
     u32 fetched = 0, fetched_stage = 0;
@@ -159,9 +158,9 @@ __device__ __forceinline__ void dense_mma(const void *w, const uint4 *parts, con
 #pragma unroll
     for (int i = 0; i < 2 * NT * 4; i++) (&d[0][0][0])[i] = 0.0f, (&sum[0][0][0])[i] = 0.0f;
     u32 stage = 0;
-    for (u32 s = 0; s < total; s += MMA_HELD / 2) {
+    for (u32 s = 0; s < total; s += AHEAD / 2) {
 #pragma unroll
-        for (int h = 0; h < MMA_HELD / 2; h++) {
+        for (int h = 0; h < AHEAD / 2; h++) {
             if (s + h >= total) break;
             asm volatile("cp.async.wait_group %0;" ::"n"(MMA_STAGES - 2));
             // The stage is there for all, and what the next one replaces is used by none.

@@ -41,7 +41,7 @@ pub use memory::Counters;
 const ID: &str = "cuda";
 
 /// Raised whenever a kernel changes.
-const KERNEL_REVISION: u32 = 6;
+const KERNEL_REVISION: u32 = 7;
 
 inventory::submit! {
     BackendEntry {
