@@ -104,6 +104,7 @@ pub fn run(registry: &Registry, options: &Options, progress: &mut dyn FnMut(Prog
         options,
         candidates: &candidates,
         material: &material,
+        machine: &machine,
         progress,
         figures: Vec::new(),
         limits: Vec::new(),
@@ -166,6 +167,7 @@ struct Run<'a> {
     options: &'a Options,
     candidates: &'a Candidates,
     material: &'a Material,
+    machine: &'a Machine,
     progress: &'a mut dyn FnMut(Progress<'_>),
     figures: Vec<Figure>,
     limits: Vec<crate::report::Limit>,
@@ -218,6 +220,7 @@ impl Run<'_> {
         let mut setup = Setup {
             candidates: self.candidates,
             material: self.material,
+            machine: self.machine,
             warmup: self.options.warmup,
             iterations: self.options.iterations.max(1),
             devices: &mut self.devices,

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::candidates::Candidates;
 use crate::limits::DeviceProbe;
+use crate::machine::Machine;
 use crate::material::Material;
 use crate::report::{Figure, Limit, LimitKind};
 use crate::schedule::{self, Case, Outcome, Plan, Sample};
@@ -27,6 +28,7 @@ pub(crate) use rows::rows;
 pub(crate) struct Setup<'a> {
     pub(crate) candidates: &'a Candidates,
     pub(crate) material: &'a Material,
+    pub(crate) machine: &'a Machine,
     pub(crate) warmup: usize,
     pub(crate) iterations: usize,
     /// The devices among the candidates.

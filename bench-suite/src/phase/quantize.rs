@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tersor_core::{Floats, FloatsMut, Format, Shape, Weight, bf16, codec, f16};
 
-use super::{Found, POISON, Setup, Timed, first_difference, resident, set_floors};
+use super::{Cold, Found, POISON, Setup, Timed, first_difference, resident, set_floors};
 use crate::floor::{self, Floor};
 use crate::limits::{Collector, Pattern, ReadProbe};
 use crate::material::Values;
@@ -137,7 +137,8 @@ fn note(figure: &mut crate::report::Figure, kernel: Option<&'static str>, checke
     figure.checked.get_or_insert_with(|| checked.to_owned());
 }
 
-/// Measures cases; before each round, memory as large as their input is read with every pattern.
+/// Measures cases; before each round, memory as large as their input is read with every pattern, or several last-level caches
+/// where their input is larger than one.
 fn measure_with_reads(
     setup: &mut Setup<'_>,
     cases: Vec<Timed<'_>>,
@@ -147,10 +148,16 @@ fn measure_with_reads(
     found: &mut Found,
 ) {
     let executors = setup.candidates.executors();
-    let (mut probe, mut read) = (ReadProbe::new(bytes), Collector::default());
+    let beyond = Cold::beyond(setup.machine, bytes);
+    let (mut memory, mut read) = (beyond.map(Cold::new), Collector::default());
+    let mut probe = ReadProbe::new(if memory.is_some() { 0 } else { bytes });
     let (mut devices, mut notes) = (std::mem::take(setup.devices), Vec::new());
     let mut figures = setup.measure(cases, budget, || {
         resident::sample(&mut devices, &mut notes);
+        if let Some(memory) = &mut memory {
+            memory.sweep(&executors, &mut read);
+            return;
+        }
         for executor in &executors {
             for pattern in Pattern::ALL {
                 read.push(executor.threads(), pattern.id(), probe.read_again(*executor, pattern, 1 << 20));
@@ -158,7 +165,7 @@ fn measure_with_reads(
         }
     });
     let threads = setup.candidates.threads();
-    let mut limits = read.limits(LimitKind::Read, phase, bytes as u64, &threads);
+    let mut limits = read.limits(LimitKind::Read, phase, beyond.unwrap_or(bytes as u64), &threads);
     limits.extend(resident::limits(&mut devices, phase, &threads));
     *setup.devices = devices;
     found.notes.append(&mut notes);
