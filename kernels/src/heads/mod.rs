@@ -11,6 +11,21 @@
 //!
 //! A row is one stream that is read upwards: its scales as the format has them, padded to a cache line, then its codes (8
 //! or 6 bits each). At 2,560 columns that is 2,752 and 2,112 bytes, 1.2 and 0.6 % more than the file's.
+//!
+//! x86 has bodies of its own ([`crate::arch`]); NEON runs [`add_group`] as the compiler vectorises it. Its speed is argued from
+//! instructions (disassembled, Rust 1.95, release profile), one row of activations, for 64 weights:
+//!
+//! | | NEON | AVX2 |
+//! |---|---|---|
+//! | `q8_0` | 2 `ld4`, 16 `uxtl`/`sxtl`, 16 `smlal` and 3 to loop: 37 | 4 `vpmovzxbw`, 4 `vpmovsxbw`, 4 `vpmaddwd`, 4 `vpaddd`, 1 prefetch: 17 |
+//! | `q6_k` | 165, of which 62 are vector instructions (traced: 662 and 250 a group) | 26, of which 21 are vector instructions |
+//! | f16 | 16 `fcvtl`, 16 `fmul`, 16 `fadd`, and loads of 24 registers: 48 beside the loads | 8 `vcvtph2ps`, 8 `vmulps`, 8 `vaddps`: 24, loads among them |
+//! | bf16 | 16 `shll`, 16 `fmul`, 16 `fadd`, and the same loads: 48 | 8 `vpmovzxwd`, 8 `vpslld`, 8 `vmulps`, 8 `vaddps`: 32 |
+//!
+//! Registers are half as wide, so twice as many instructions is the same work: `q8_0`, f16 and bf16 have that, and loads that x86 folds
+//! into operands on top of it. `q6_k` has six times as many: its codes go through memory once they are unpacked, and most
+//! instructions beside the products arrange that. A body in intrinsics, with 13 shifts, selections and masks for 64 codes twice over
+//! and `sdot` where there is DotProd, would have what AVX2 has twice; it is not written.
 
 mod pack;
 mod product;

@@ -17,7 +17,7 @@ const ROWS: usize = 16;
 const COLS: usize = 64;
 
 /// Multiply-adds that one task should have at least.
-const TASK_MACS: usize = 1 << 18;
+const TASK_MACS: usize = 1 << 17;
 
 /// `y = x * w^T` for a weight in `q8_0` or `q6_k`.
 pub(crate) struct Product<'a> {

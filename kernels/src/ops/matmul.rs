@@ -18,7 +18,7 @@ pub(super) const ROWS: usize = 16;
 pub(super) const COLS: usize = 64;
 
 /// Multiply-adds that one task should have at least, so that handing it out pays.
-pub(super) const TASK_MACS: usize = 1 << 18;
+pub(super) const TASK_MACS: usize = 1 << 17;
 
 /// A block of weight rows and of activation rows.
 #[derive(Clone, Copy)]

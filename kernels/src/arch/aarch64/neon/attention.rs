@@ -1,4 +1,7 @@
 //! Scores of attention in 128-bit registers: four keys at a time, so that a lane of the result is a position.
+//!
+//! Disassembled, four keys of 64 elements are 65 `fmul`, 62 `fadd`, 4 `zip`, a `faddp` and 48 `ldp` or `ldr` of two or one registers,
+//! a query's register once for four keys: 33 arithmetic instructions a key on registers half as wide as AVX2's, which has 18.
 
 use std::arch::aarch64::*;
 

@@ -65,10 +65,19 @@ impl<S: HasNeon> Lanes<S> for F32x64 {
         })
     }
     #[inline(always)]
-    fn load_f16(simd: S, from: &[u8; 128]) -> Self {
-        // The vector conversion is not stable in Rust.
-        let (pairs, _) = from.as_chunks::<2>();
-        Self::load(simd, &std::array::from_fn(|j| tersor_core::f16::from_le_bytes(pairs[j]).to_f32()))
+    fn load_f16(_: S, from: &[u8; 128]) -> Self {
+        // SAFETY: as above; `fcvtl` is part of NEON. In assembly, because its intrinsic is not stable in Rust.
+        each!(|i| unsafe {
+            let half = vld1_u8(from.as_ptr().add(8 * i));
+            let wide: float32x4_t;
+            std::arch::asm!(
+                "fcvtl {wide:v}.4s, {half:v}.4h",
+                wide = lateout(vreg) wide,
+                half = in(vreg) half,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+            wide
+        })
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; 64]) {
