@@ -1,4 +1,4 @@
-"""Compiles tersor.cu to cubins and PTX through NVRTC's C interface; see build.sh."""
+"""Compiles tersor.cu and warpgroups.cu to cubins and PTX through NVRTC's C interface; see build.sh."""
 
 import ctypes
 import pathlib
@@ -7,8 +7,14 @@ import sys
 import nvidia.cuda_nvrtc
 
 HERE = pathlib.Path(__file__).resolve().parent
-# A cubin for each architecture that is tuned for, PTX for the driver to compile for all later ones.
-TARGETS = {"sm_80": "sm_80.cubin", "sm_90": "sm_90.cubin", "compute_80": "compute_80.ptx"}
+# A cubin for each architecture that is tuned for, PTX for the driver to compile for all later ones; and what has instructions that
+# compute capability 9.0 alone knows.
+TARGETS = {
+    "sm_80": ("tersor.cu", "sm_80.cubin"),
+    "sm_90": ("tersor.cu", "sm_90.cubin"),
+    "sm_90a": ("warpgroups.cu", "sm_90a.cubin"),
+    "compute_80": ("tersor.cu", "compute_80.ptx"),
+}
 # No contraction, and IEEE division, square roots and denormals: the order of operations is the sources'.
 OPTIONS = ["--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false", "--std=c++17", "-default-device"]
 
@@ -20,13 +26,13 @@ def check(code, what):
         sys.exit(f"{what}: NVRTC error {code}")
 
 
-def compile_for(target):
-    sources = {p.name: p.read_bytes() for p in sorted(HERE.glob("*.cu*")) if p.name != "tersor.cu"}
+def compile_for(target, root):
+    sources = {p.name: p.read_bytes() for p in sorted(HERE.glob("*.cu*")) if p.name != root}
     names = (ctypes.c_char_p * len(sources))(*[n.encode() for n in sources])
     texts = (ctypes.c_char_p * len(sources))(*sources.values())
     program = ctypes.c_void_p()
-    main = (HERE / "tersor.cu").read_bytes()
-    create = nvrtc.nvrtcCreateProgram(ctypes.byref(program), main, b"tersor.cu", len(sources), texts, names)
+    main = (HERE / root).read_bytes()
+    create = nvrtc.nvrtcCreateProgram(ctypes.byref(program), main, root.encode(), len(sources), texts, names)
     check(create, "create")
     options = [o.encode() for o in [f"--gpu-architecture={target}", *OPTIONS]]
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
@@ -52,8 +58,8 @@ def main():
         sys.exit("usage: build.sh [--check]")
     built.mkdir(exist_ok=True)
     stale = []
-    for target, name in TARGETS.items():
-        image = compile_for(target)
+    for target, (root, name) in TARGETS.items():
+        image = compile_for(target, root)
         path = built / name
         if checking:
             if not path.exists() or path.read_bytes() != image:

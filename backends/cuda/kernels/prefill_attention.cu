@@ -101,7 +101,43 @@ KERNEL __launch_bounds__(256, 2)
     }
 }
 
-// Scores to weights, in place, and their sums: a warp a line. The last chunk is filled up with zeros.
+// Scores to weights, in place, of a line that sees `count` positions: their sum by lanes. The last chunk is filled up with zeros.
+// KEPT: all scores of the line lie in the registers of its warp, which asks for them at once. Otherwise they are read twice.
+template <int KEPT> __device__ __forceinline__ float weigh(float *s, u32 count, u32 lane) {
+    float v[KEPT ? KEPT : 1];
+    u32 best = 0;
+    if (KEPT) {
+#pragma unroll
+        for (int i = 0; i < KEPT; i++) v[i] = lane + 32 * i < count ? s[lane + 32 * i] : __uint_as_float(0x7fc00000u);
+#pragma unroll
+        for (int i = 0; i < KEPT; i++)
+            if (v[i] == v[i]) best = max(best, ordered(v[i]));
+    } else {
+#pragma unroll 8
+        for (u32 j = lane; j < count; j += 32) {
+            float one = s[j];
+            if (one == one) best = max(best, ordered(one));
+        }
+    }
+    best = warp_max(best);
+    float largest = best ? from_ordered(best) : __uint_as_float(0xff800000u), low = 0.0f, high = 0.0f;
+    auto both = [&](u32 j, float first, float second) {
+        float a = j < count ? exp_negative(first - largest) : 0.0f, b = j + 32 < count ? exp_negative(second - largest) : 0.0f;
+        s[j] = a, s[j + 32] = b;
+        low = low + a, high = high + b;
+    };
+    if (KEPT) {
+#pragma unroll
+        for (int i = 0; i < KEPT; i += 2)
+            if (32 * i < count) both(lane + 32 * i, v[i], v[i + 1]);
+    } else {
+#pragma unroll 4
+        for (u32 j = lane; j < ((count + 63) & ~63u); j += 64) both(j, j < count ? s[j] : 0.0f, j + 32 < count ? s[j + 32] : 0.0f);
+    }
+    return fold64(low, high);
+}
+
+// A warp a line.
 KERNEL __launch_bounds__(256) prefill_weights(u32 heads, u32 kv_heads, const u32 *positions, u32 capacity, u32 rows, u32 first_row,
                                               float *scores, u32 room, float *totals, FAULT) {
     BEGIN;
@@ -113,23 +149,8 @@ KERNEL __launch_bounds__(256) prefill_weights(u32 heads, u32 kv_heads, const u32
         return;
     }
     float *s = scores + (u64)at * room;
-    u32 best = 0;
-#pragma unroll 4
-    for (u32 j = lane; j < count; j += 32) {
-        float v = s[j];
-        if (v == v) best = max(best, ordered(v));
-    }
-    best = warp_max(best);
-    float largest = best ? from_ordered(best) : __uint_as_float(0xff800000u), low = 0.0f, high = 0.0f;
-#pragma unroll 2
-    for (u32 j = lane; j < ((count + 63) & ~63u); j += 64) {
-        float a = j < count ? exp_negative(s[j] - largest) : 0.0f;
-        float b = j + 32 < count ? exp_negative(s[j + 32] - largest) : 0.0f;
-        s[j] = a, s[j + 32] = b;
-        low = low + a, high = high + b;
-    }
-    low = fold64(low, high);
-    if (lane == 0) totals[at] = low;
+    float total = count <= 256 ? weigh<8>(s, count, lane) : count <= 512 ? weigh<16>(s, count, lane) : weigh<0>(s, count, lane);
+    if (lane == 0) totals[at] = total;
 }
 
 #define VALUE_LINES 32

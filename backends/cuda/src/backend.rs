@@ -29,9 +29,9 @@ pub struct CudaBackend {
 impl CudaBackend {
     pub(crate) fn open(info: DeviceInfo, host: &HostContext) -> Result<Self> {
         let driver = Driver::open(info.index as i32)?;
-        let isa = driver.isa;
+        let (isa, warpgroups) = (driver.isa, driver.warpgroups);
         let device = Arc::new(Device::new(driver, host.clone()));
-        let names = Arc::new(Names::new(isa, device.limits()));
+        let names = Arc::new(Names::new(isa, warpgroups, device.limits()));
         let info = BackendInfo {
             id: ID.into(),
             version: env!("CARGO_PKG_VERSION").into(),

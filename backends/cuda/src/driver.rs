@@ -60,11 +60,30 @@ kernels! {
     Attention = "attention", Sample = "sample", KthLargest = "kth_largest",
     ChunkStats = "chunk_stats", Tree = "tree", QuantizeI2s = "quantize_i2s", QuantizeBytes = "quantize_bytes",
     QuantizeG64 = "quantize_g64", QuantizeG128 = "quantize_g128", QuantizeG256 = "quantize_g256",
+    StageRows = "stage_rows", Gemm256x128 = "gemm_256x128", Gemm128x128 = "gemm_128x128", Gemm192x64 = "gemm_192x64",
+    Gemm128x64 = "gemm_128x64", NormStage = "norm_stage", GateNormStage = "gate_norm_stage",
+    RopeKvRows = "rope_kv_rows",
     Pack = "pack", PackDense = "pack_dense", Dequantize = "dequantize", Convert = "convert",
 }
 
+/// Those of a module of its own, with instructions that compute capability 9.0 alone has.
+const WARPGROUPS: [Kernel; 8] = [
+    Kernel::StageRows,
+    Kernel::NormStage,
+    Kernel::GateNormStage,
+    Kernel::RopeKvRows,
+    Kernel::Gemm256x128,
+    Kernel::Gemm128x128,
+    Kernel::Gemm192x64,
+    Kernel::Gemm128x64,
+];
+
 /// Those with scores, tokens or sums in dynamic shared memory.
 const LARGE: &[Kernel] = &[
+    Kernel::Gemm256x128,
+    Kernel::Gemm128x128,
+    Kernel::Gemm192x64,
+    Kernel::Gemm128x64,
     Kernel::Attention,
     Kernel::AttentionCluster,
     Kernel::AttentionGroup,
@@ -109,6 +128,11 @@ fn image((major, _): (i32, i32)) -> (&'static str, &'static [u8]) {
         // PTX has to end in a zero, which the file does: NVRTC counts it in the size.
         _ => ("ptx80", include_bytes!("../kernels/built/compute_80.ptx")),
     }
+}
+
+/// The image with the kernels of [`WARPGROUPS`], where the GPU can run it.
+fn warpgroup_image(capability: (i32, i32)) -> Option<&'static [u8]> {
+    (capability == (9, 0)).then_some(include_bytes!("../kernels/built/sm_90a.cubin"))
 }
 
 /// Arguments of a launch, in the order of the kernel's parameters. Each lies in eight bytes of its own, of which the
@@ -167,6 +191,8 @@ pub(crate) struct Driver {
     /// A stream that nothing runs on, for recording graphs.
     recorder: sys::CUstream,
     module: sys::CUmodule,
+    warpgroup_module: sys::CUmodule,
+    /// Null where the GPU has no such kernel.
     functions: Vec<sys::CUfunction>,
     /// What kernel names call the image that was loaded.
     pub(crate) isa: &'static str,
@@ -176,6 +202,8 @@ pub(crate) struct Driver {
     pub(crate) shared: u32,
     /// Whether kernels may start while the one before them runs, and blocks form clusters.
     pub(crate) overlaps: bool,
+    /// Whether it has the kernels of [`WARPGROUPS`].
+    pub(crate) warpgroups: bool,
     /// Whether the next kernel may not.
     fence: AtomicBool,
 }
@@ -202,11 +230,13 @@ impl Driver {
             down: std::ptr::null_mut(),
             recorder: std::ptr::null_mut(),
             module: std::ptr::null_mut(),
+            warpgroup_module: std::ptr::null_mut(),
             functions: Vec::with_capacity(KERNELS.len()),
             isa: "",
             processors: 1,
             shared: 0,
             overlaps: false,
+            warpgroups: false,
             fence: AtomicBool::new(false),
         };
         // SAFETY: every pointer passed is to a field of `d` or a local that outlives the call, and handles come from the
@@ -230,15 +260,26 @@ impl Driver {
         // SAFETY: the image is a whole cubin, or PTX that ends in a zero; names end in one.
         unsafe {
             check("cuModuleLoadData", sys::cuModuleLoadData(&mut d.module, bytes.as_ptr().cast()))?;
-            for name in KERNELS {
+            if let Some(bytes) = warpgroup_image(capability) {
+                check("cuModuleLoadData", sys::cuModuleLoadData(&mut d.warpgroup_module, bytes.as_ptr().cast()))?;
+                d.warpgroups = true;
+            }
+            for (i, name) in KERNELS.iter().enumerate() {
                 let mut f = std::ptr::null_mut();
-                check("cuModuleGetFunction", sys::cuModuleGetFunction(&mut f, d.module, name.as_ptr()))?;
+                let apart = WARPGROUPS.iter().any(|k| *k as usize == i);
+                if !apart || d.warpgroups {
+                    let module = if apart { d.warpgroup_module } else { d.module };
+                    check("cuModuleGetFunction", sys::cuModuleGetFunction(&mut f, module, name.as_ptr()))?;
+                }
                 d.functions.push(f);
             }
             // Beside less than 12 KiB of the kernels' own.
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             for kernel in LARGE {
                 let f = d.functions[*kernel as usize];
+                if f.is_null() {
+                    continue;
+                }
                 check("cuFuncSetAttribute", sys::cuFuncSetAttribute(f, attribute, d.dynamic_shared() as i32))?;
             }
         }
@@ -333,8 +374,10 @@ impl Drop for Driver {
                         let _ = sys::cuStreamDestroy_v2(stream);
                     }
                 }
-                if !self.module.is_null() {
-                    let _ = sys::cuModuleUnload(self.module);
+                for module in [self.module, self.warpgroup_module] {
+                    if !module.is_null() {
+                        let _ = sys::cuModuleUnload(module);
+                    }
                 }
             }
         }

@@ -7,6 +7,7 @@
 use tersor_core::Result;
 
 use crate::driver::{Address, Args, Grid, Kernel};
+use crate::many_rows;
 use crate::memory::Device;
 use crate::pack::TILE;
 use crate::queue::{Gate, Gemv, Item, KvWrite, Norm, Rope};
@@ -28,6 +29,11 @@ const SHORT_WARPS: u32 = 10;
 /// Whether `next` continues the group that is held.
 pub(crate) fn continues(held: &[Item], next: &Item) -> bool {
     match (held, next) {
+        ([Item::Norm(n)], Item::Gemv(g)) if n.many => many_rows::follows(n, g),
+        ([Item::Gate(gate), Item::Norm(n)], Item::Gemv(g)) if n.many => many_rows::follows_gate(gate, n, g),
+        ([Item::Norm(n), Item::Gemv(a), rest @ ..], Item::Gemv(g)) if n.many => {
+            !a.add && !g.add && many_rows::follows(n, g) && joins(a, rest, g)
+        }
         ([Item::Norm(n)], Item::Gemv(g)) => {
             follows(n, g, if g.add { WIDE_TILES } else { TILES }) && (!g.add || adds(n, g))
         }
@@ -69,7 +75,8 @@ pub(crate) fn continues(held: &[Item], next: &Item) -> bool {
 pub(crate) fn is_complete(held: &[Item]) -> bool {
     match held {
         [Item::Gemv(g)] => g.add,
-        [Item::Norm(n)] => n.rows != 1,
+        [Item::Norm(n)] => n.rows != 1 && !n.many,
+        [Item::Gate(_), Item::Norm(n)] => !n.many,
         [Item::Norm(_), Item::Gemv(g)] => g.add,
         [Item::Norm(_), .., Item::KvWrite(_) | Item::Gate(_)] => true,
         [Item::Norm(_), ..] => false,
@@ -98,7 +105,7 @@ pub(crate) fn gemv_1(g: &Gemv, mode: u32, processors: u32) -> (Kernel, Grid, Arg
     (kernel, grid, args.u32(g.n).u32(g.tiles).u32(g.k).f32(g.scale).u32(mode))
 }
 
-fn gemv(item: &Item) -> Option<Gemv> {
+pub(crate) fn gemv(item: &Item) -> Option<Gemv> {
     if let Item::Gemv(g) = item { Some(*g) } else { None }
 }
 
@@ -200,6 +207,14 @@ impl Device {
                 Item::KvWrite(kv),
             ] => self.norm_qkv(n, [q, k, v], rq, kv),
             [Item::Norm(n), Item::Gemv(a), Item::Gemv(b), Item::Gate(g)] => self.norm_gate_up(n, a, b, g),
+            [Item::Norm(n), products @ ..] if n.many && !products.is_empty() => {
+                self.norm_stage(n, products)?;
+                self.staged_products(products)
+            }
+            [Item::Gate(g), Item::Norm(n), products @ ..] if n.many && !products.is_empty() => {
+                self.gate_norm_stage(g, n, products)?;
+                self.staged_products(products)
+            }
             [Item::Norm(n), Item::Gemv(g)] if g.add || g.tiles <= TILES && adds(n, g) => self.norm_gemv(n, g),
             [Item::Gemv(a), Item::Gemv(b), Item::Gemv(c), rest @ ..] => {
                 self.gemvs([Some(*a), Some(*b), Some(*c)])?;
@@ -278,6 +293,10 @@ impl Device {
         let Some(first) = parts[0] else { return Ok(()) };
         let none = Gemv { n: 0, ..first };
         let parts = parts.map(|p| p.unwrap_or(none));
+        if first.staged.is_some() {
+            // SAFETY: as in `single`; what is staged has room for all rows.
+            return unsafe { self.gemm_many_rows(&parts, u32::from(first.add), true) };
+        }
         if first.m > 1 {
             // SAFETY: as in `single`.
             return unsafe { self.gemm_rows(&parts, u32::from(first.add)) };
@@ -316,6 +335,9 @@ impl Device {
     }
 
     fn rope_kv_write(&self, q: &Rope, k: &Rope, kv: &KvWrite) -> Result<()> {
+        if self.ropes_rows(q, k, kv) {
+            return self.rope_kv_rows(q, k, kv);
+        }
         let args = Args::new().u64(q.x).u64(k.x).u64(kv.v).u32(q.rows).u32(q.heads).u32(k.heads).u32(q.half);
         let args = args.u64(q.positions).u32(q.known).u64(q.cos).u64(q.sin).u64(kv.positions);
         let args = args.u32(kv.capacity).u64(kv.k_cache).u64(kv.v_cache).fault(q.fault);
@@ -347,6 +369,6 @@ fn rows_kernel(n: &Norm, addresses: [Address; 3]) -> Option<(Kernel, u32)> {
 }
 
 /// How the parameters of all kernels with a norm begin.
-fn norm_args(n: &Norm) -> Args {
+pub(crate) fn norm_args(n: &Norm) -> Args {
     Args::new().u64(n.x).u64(n.w).f32(n.eps).u32(n.cols).u64(n.q).u64(n.scales)
 }

@@ -1,11 +1,13 @@
 //! NVIDIA GPUs through `cudarc`, the driver loaded at run time.
 //!
-//! Kernels are CUDA C++ in `kernels/`, compiled ahead of time and embedded: cubins for compute capability 8.x and 9.0, PTX
-//! for the driver to compile on anything newer. Building this crate needs no toolkit, running it nothing but a driver.
+//! Kernels are CUDA C++ in `kernels/`, compiled ahead of time and embedded: cubins for compute capability 8.x and 9.0 (one more for
+//! instructions that 9.0 alone has, with a kernel behind each that does without), PTX for the driver to compile on anything newer.
+//! Building this crate needs no toolkit, running it nothing but a driver.
 //!
 //! * `probe` asks the driver what there is and creates no context.
 //! * `driver` is the only module that calls the driver's C functions; every call's result is checked there.
 //! * `memory` is the pool that buffers come from; `pack` the layout of weights.
+//! * `many_rows` chooses the tile of products of many rows.
 //! * `queue` and `groups` let neighbouring launches become one, `batch` sends them off together, as CUDA graphs where they recur.
 //! * `stream` turns checked ops into launches; `ops` has one file for each family of kernels.
 //! * `staging` is how large copies keep the link busy: page-locked slots, streams of their own.
@@ -26,6 +28,7 @@ mod backend;
 mod batch;
 mod driver;
 mod groups;
+mod many_rows;
 mod memory;
 mod names;
 mod ops;

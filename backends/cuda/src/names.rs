@@ -196,7 +196,8 @@ pub(crate) fn float(t: DType) -> Option<usize> {
 }
 
 impl Names {
-    pub(crate) fn new(isa: &str, limits: Limits) -> Self {
+    /// `warpgroups`: many rows are multiplied by the kernels of `warpgroups.cu`.
+    pub(crate) fn new(isa: &str, warpgroups: bool, limits: Limits) -> Self {
         let mut names = Names {
             simple: OpKind::ALL.map(|kind| intern(format!("{kind}.f32.{isa}"))),
             quantize: [[""; 3]; Format::COUNT],
@@ -213,6 +214,7 @@ impl Names {
             let act = if f.is_ternary() || f.is_block() { "i8" } else { "f32" };
             names.products[i] = Product::ALL.map(|p| {
                 let (op, tile) = p.parts();
+                let (isa, tile) = if warpgroups && p == Product::Large { ("sm90a", "warpgroups") } else { (isa, tile) };
                 intern(format!("{op}.{f}-{act}.{isa}.{tile}"))
             });
         }

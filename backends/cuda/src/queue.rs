@@ -13,7 +13,7 @@ use crate::groups;
 use crate::memory::Device;
 use crate::stream::Fault;
 
-/// Rows of activations times a ternary weight, stored as f32 or added. More than one row are whole tiles.
+/// Rows of activations times a ternary weight, stored as f32 or added. More than one row are whole tiles, or have a place to be staged.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Gemv {
     pub(crate) x: Address,
@@ -26,6 +26,14 @@ pub(crate) struct Gemv {
     pub(crate) n: u32,
     pub(crate) scale: f32,
     pub(crate) add: bool,
+    pub(crate) staged: Option<Staged>,
+}
+
+/// Where many rows of activations are put in the order of the kernels in `warpgroups.cu`, and their sums.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Staged {
+    pub(crate) x: Address,
+    pub(crate) sums: Address,
 }
 
 /// A rotation.
@@ -77,6 +85,8 @@ pub(crate) struct Norm {
     pub(crate) q: Address,
     pub(crate) scales: Address,
     pub(crate) grid: Grid,
+    /// Whether a product may follow that takes the rows staged.
+    pub(crate) many: bool,
     pub(crate) fault: Fault,
 }
 

@@ -1,5 +1,5 @@
 //! Everything that has to be seen on a GPU, in one program to carry there: conformance, the model against the CPU, and
-//! figures. `selftest [conformance|full|model|bench|batch|batch=32|parts=32|prefill|prefill=512|chains|small|small=attention|link|errors|reproducible=off|fast|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
+//! figures. `selftest [conformance|full|model|bench|batch|batch=32|parts=32|products|operations|prefill|prefill=512|chains|small|small=attention|small=products|link|errors|reproducible=off|fast|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
 mod batch;
@@ -9,6 +9,7 @@ mod errors;
 mod fast;
 mod large;
 mod link;
+mod many_rows;
 mod model;
 mod prefill;
 mod small;
@@ -60,12 +61,15 @@ fn main() {
             "growth" => model::no_growth(&backend),
             "chains" => chains::run(&backend),
             "small=attention" => small::attention(&backend),
+            "small=products" => small::products(&backend),
             "small" => small::run(&backend),
             "link" => link::run(),
             "errors" => errors::run(&backend),
             "errors=lost" => errors::lost_device(&backend),
             "bench" => bench::run(&backend),
             "batch" => batch::run(&backend),
+            "operations" => !many_rows::operations(&backend, 512).is_null(),
+            "products" => many_rows::products_equal(&backend),
             "prefill" => prefill::run(&backend, &[128, 512, 1024, 2048]),
             "prefill=512" => prefill::run(&backend, &[512]),
             "parts=32" => batch::parts_alone(&backend, 32),

@@ -8,7 +8,7 @@ use tersor_backend_cuda::CudaBackend;
 use tersor_model::{Model, Session, SessionOptions, embedded};
 
 use crate::large::{GREEDY, Random};
-use crate::{bench, spread};
+use crate::{bench, many_rows, spread};
 
 /// The products of a layer: q, k, v; the attention's output; gate and up; down.
 const PRODUCTS: [(usize, usize, usize); 6] =
@@ -28,7 +28,7 @@ pub(crate) fn run(gpu: &Arc<CudaBackend>, lengths: &[usize]) -> bool {
     crate::save(
         "cuda-prefill",
         gpu,
-        json!({ "prompts": lengths, "products": products, "products_of_30_layers_s": 30.0 * layer }),
+        json!({ "prompts": lengths, "products": products, "products_of_30_layers_s": 30.0 * layer, "operations": many_rows::operations(gpu, 512) }),
     );
     true
 }

@@ -40,7 +40,7 @@ fn weights(gpu: &CudaBackend) -> bool {
 }
 
 /// Every tile of products, and the products of several scales a row.
-fn products(gpu: &CudaBackend) {
+pub(crate) fn products(gpu: &CudaBackend) -> bool {
     let shape = Shape::new(160, 512).unwrap();
     let grouped = Format::I2SGroup(tersor_core::GroupSize::G128);
     let grouped = codec::quantize(Floats::F32(&noise(shape.len())), shape, grouped).unwrap();
@@ -68,6 +68,15 @@ fn products(gpu: &CudaBackend) {
             let mut y = Buffer::<f32>::alloc(gpu, m * shape.rows()).unwrap();
             q.write(&mut *stream, &vec![3; m * shape.cols()]).unwrap();
             scales.write(&mut *stream, &vec![1.0; m]).unwrap();
+            // A norm before many rows leaves them staged.
+            if m == 65 {
+                let mut floats = Buffer::<f32>::alloc(gpu, (m + 1) * shape.cols()).unwrap();
+                floats.write(&mut *stream, &noise((m + 1) * shape.cols())).unwrap();
+                let (rows, w) = (0..m * shape.cols(), m * shape.cols()..(m + 1) * shape.cols());
+                let (x, w) = (floats.input_range(rows), floats.input_range(w));
+                let op = Op::RmsNormQuantize { x, w, eps: 1e-5, q: q.output(), scales: scales.output() };
+                stream.submit(op.check().unwrap()).unwrap();
+            }
             let x = Activations::Int8 { q: q.input(), scales: scales.input() };
             let op = Op::MatMul { w: &w, x, y: Output::F32(y.output()), epilogue: Epilogue::Add };
             let ran = stream.submit(op.check().unwrap()).unwrap();
@@ -75,6 +84,7 @@ fn products(gpu: &CudaBackend) {
             println!("{}", ran.kernel);
         }
     }
+    true
 }
 
 /// Attention of as many rows as are taken in tiles, over three chunks of positions.

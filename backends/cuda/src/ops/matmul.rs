@@ -5,9 +5,10 @@ use tersor_core::{Activations, Epilogue, Error, OpSpec, Output, PackedWeight, Re
 use crate::ID;
 use crate::driver::{Address, Args, Grid, Kernel};
 use crate::groups::gemv_1;
+use crate::many_rows::staged_bytes;
 use crate::names::{Product, head_mma_bytes};
 use crate::pack::{Kind, Packed, Scales, TILE, count};
-use crate::queue::{Gemv, Item};
+use crate::queue::{Gemv, Item, Staged};
 use crate::stream::CudaStream;
 
 /// Bits of a kernel's `mode`.
@@ -212,6 +213,32 @@ impl CudaStream {
             Product::Gemv4 => Some(Kernel::Gemv4),
             _ => None,
         };
+        let item = Gemv {
+            x: at.x,
+            x_scales: at.x_scales,
+            m,
+            k,
+            tiles,
+            w,
+            y: at.y,
+            n,
+            scale,
+            add: at.mode == ADD,
+            staged: None,
+        };
+        if product == Product::Large && self.device.driver.warpgroups {
+            let x = self.scratch.get(&self.device, 0, staged_bytes(m, tiles))?;
+            let sums = self.scratch.get(&self.device, 1, 4 * m as usize)?;
+            let item = Gemv { staged: Some(Staged { x, sums }), ..item };
+            if at.mode & I32 == 0 {
+                return self.device.enqueue(Item::Gemv(item));
+            }
+            let none = Gemv { n: 0, ..item };
+            let mut queue = self.device.queue();
+            self.device.drain(&mut queue)?;
+            // SAFETY: `Checked` has seen to the lengths of all operands; the scratch has room for the staged rows and their sums.
+            return unsafe { self.device.gemm_many_rows(&[item, none, none], at.mode, true) };
+        }
         let rows = matches!(product, Product::Small1 | Product::Small2 | Product::Small4 | Product::Small8);
         // What 16-byte loads cannot read as it is, is copied to where they can; and for many rows what is not whole tiles.
         let unit = if rows { TILE as u32 } else { 16 };
@@ -227,7 +254,7 @@ impl CudaStream {
             unsafe { self.device.launch(Kernel::PadRows, Grid::new(m, 256), args) }?;
             (x, sums, padded)
         };
-        let item = Gemv { x, x_scales: at.x_scales, m, k, tiles, w, y: at.y, n, scale, add: at.mode == ADD };
+        let item = Gemv { x, k, ..item };
         if (product == Product::Gemv1 || rows) && at.mode & I32 == 0 {
             return self.device.enqueue(Item::Gemv(item));
         }

@@ -3,6 +3,7 @@
 use tersor_core::{Format, In, Out, PackedWeight, Result, SampleParams};
 
 use crate::driver::{Args, Grid, Kernel};
+use crate::names::SMALL_ROWS;
 use crate::pack::{Kind, block_number, count, items};
 use crate::queue::{Gate, Item, KvWrite, Norm, Rope};
 use crate::stream::CudaStream;
@@ -65,6 +66,7 @@ impl CudaStream {
             q: self.output("q", q)?,
             scales: self.output("scales", scales)?,
             grid: row_grid(rows, cols),
+            many: self.device.driver.warpgroups && rows > SMALL_ROWS,
             fault,
         }))
     }
