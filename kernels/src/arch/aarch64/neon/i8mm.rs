@@ -92,9 +92,9 @@ unsafe fn sums(t: PanelTile<'_>, out: &mut [i32]) {
     let mut p = 0;
     macro_rules! columns {
         ($p:literal, $c:literal) => {{
+            let first = w[p * panel_bytes..].as_ptr();
             // SAFETY: the assertion covers panels `p..p + P` and all `m >= 2 * C` columns.
-            let acc =
-                unsafe { pairs::<$p, $c>((w.as_ptr().add(p * panel_bytes), panel_bytes), steps, (x.as_ptr(), m)) };
+            let acc = unsafe { pairs::<$p, $c>((first, panel_bytes), steps, (x.as_ptr(), m)) };
             for (i, halves) in acc.into_iter().enumerate() {
                 for (half, row) in halves.into_iter().enumerate() {
                     for (c, sums) in row.into_iter().enumerate() {
