@@ -76,9 +76,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pool {
-    /// A pool that splits work for `threads` threads, at least 1. No more threads are started than the process may use
-    /// processors: threads that spin for a processor that another holds would only be in the way (2B-4T decode on two
-    /// processors: 66 tokens/s with two threads, 28 with eight). The pieces of the others go to whoever is free.
+    /// A pool of `threads` threads, at least 1 and at most as many as the process may use processors: threads that spin for a
+    /// processor that another holds would only be in the way (2B-4T decode on two processors: 66 tokens/s with two threads, 28
+    /// with eight), and pieces for threads that are not there would only be more of them.
     ///
     /// # Errors
     /// If the system gives no more threads.
@@ -92,7 +92,6 @@ impl Pool {
     /// # Errors
     /// If the system gives no more threads, or one of the processors is not this process's to use.
     pub fn bound(threads: usize, processors: &[usize]) -> Result<Self, Error> {
-        let threads = threads.max(1);
         let ids = &Processors::of_process().ids;
         let bind = |thread: usize| {
             let Some(&processor) = processors.get(thread % processors.len().max(1)) else { return Ok(()) };
@@ -104,12 +103,13 @@ impl Pool {
         };
         let distinct: std::collections::BTreeSet<_> = processors.iter().collect();
         let most = if processors.is_empty() { Self::available() } else { distinct.len() };
+        let threads = threads.clamp(1, most.max(1));
         let shared = Arc::new(Shared::default());
-        let workers = match threads.min(most) {
+        let workers = match threads {
             1 => None,
-            started => {
+            _ => {
                 let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(started - 1)
+                    .num_threads(threads - 1)
                     .thread_name(|i| format!("tersor-{}", i + 1))
                     .build()
                     .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;

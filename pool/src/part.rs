@@ -59,8 +59,11 @@ mod tests {
     #[test]
     fn every_task_runs_once_and_never_more_at_a_time_than_asked_for() {
         let pool: Arc<dyn Executor> = Arc::new(Pool::new(4).unwrap());
+        // As many as the machine has processors.
+        let whole = pool.threads();
         for threads in [1, 2, 3] {
             let part = Part::new(pool.clone(), threads);
+            let threads = threads.min(whole);
             let (ran, busy, peak) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
             part.run(40, &|_| {
                 peak.fetch_max(busy.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -72,6 +75,6 @@ mod tests {
             assert!(peak.into_inner() <= threads);
         }
         assert_eq!(Part::new(pool.clone(), 0).threads(), 1);
-        assert_eq!(Part::new(pool, 99).threads(), 4);
+        assert_eq!(Part::new(pool, 99).threads(), whole);
     }
 }

@@ -122,7 +122,7 @@ mod tests {
     fn a_roll_call_finds_the_threads_that_a_pool_really_has() {
         let available = tersor_pool::Pool::available();
         assert_eq!(RollCall::new(&tersor_core::Inline).present, 1);
-        // Work is split for more threads than there are processors; as many as these are started.
+        // No more are started than there are processors.
         let pool = tersor_pool::Pool::new(available + 2).unwrap();
         let call = RollCall::new(&pool);
         assert!(call.present <= available, "{}", call.present);
