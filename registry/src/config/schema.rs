@@ -51,7 +51,7 @@ sections! {
     /// The one thread pool that all backends share.
     Threads [threads] {
         /// The number of threads.
-        /// "auto" is one for each core that the process may use. `RAYON_NUM_THREADS` is honoured where nothing of
+        /// No more are used than the process may use processors. "auto" is one for each core that the process may use. `RAYON_NUM_THREADS` is honoured where nothing of
         /// Tersor's own in the environment or among the flags says otherwise; it is stronger than files.
         Now count: Option<NonZeroU16> = None, alias "TERSOR_THREADS";
         /// The CPU numbers that the threads are bound to, in turn; an empty list leaves that to the system. The thread that

@@ -55,6 +55,11 @@ pub(crate) struct Tuned {
     pub(crate) routes: Vec<Route>,
 }
 
+/// The other numbers of threads that are measured where a pool has so many: half, half of that, and so on.
+pub(crate) fn fewer(threads: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(threads / 2), |n| Some(n / 2)).take_while(|n| *n > 0)
+}
+
 impl Registry {
     /// Who is measured for these operations where nothing is named: every host backend that does all of them, at each tier
     /// and with fewer threads, in the fixed order.
@@ -86,8 +91,7 @@ impl Registry {
             }
         }
         let pool = self.host().executor().threads();
-        let halves = std::iter::successors(Some(pool / 2), |n| Some(n / 2)).take_while(|n| *n > 0);
-        for threads in halves {
+        for threads in fewer(pool) {
             for (found, _) in eligible {
                 match self.open_part(found, threads) {
                     Ok(part) => all.push(Contender::new(part).with_threads(threads)),
