@@ -25,8 +25,8 @@ impl AsRef<[u8]> for Owner {
     }
 }
 
-/// Takes the whole pages of `bytes` out of this process' resident memory, if they are of a map: they were copied, and will
-/// not be read again soon. Reading them is still right, and reads the file again.
+/// Takes the pages of `bytes` out of this process' resident memory, if they are of a map: they were copied, and will not be
+/// read again soon. Reading them, or what else lies in their first and last page, is still right, and reads the file again.
 pub(crate) fn release(bytes: &[u8]) {
     let maps: Vec<Arc<Mmap>> = {
         let mut maps = MAPS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -42,12 +42,9 @@ pub(crate) fn release(bytes: &[u8]) {
 
 #[cfg(unix)]
 fn release_in(map: &Mmap, offset: usize, len: usize) {
-    /// A multiple of every page size in use; pages that are only in part ours stay.
+    /// A multiple of every page size in use.
     const PAGE: usize = 64 << 10;
-    let (start, end) = (offset.next_multiple_of(PAGE), (offset + len) / PAGE * PAGE);
-    if start >= end {
-        return;
-    }
+    let (start, end) = (offset / PAGE * PAGE, (offset + len).next_multiple_of(PAGE).min(map.len()));
     // SAFETY: the map is of a file, read-only and shared: pages that are given up come back from the file with the same
     // bytes. The range lies within the map.
     let advised = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
@@ -109,10 +106,26 @@ mod tests {
         release(&bytes[1000..]);
         release(&data);
         #[cfg(target_os = "linux")]
-        assert!(resident(bytes.as_ptr().addr()) <= 64, "kB of the map resident after its release");
+        assert_eq!(resident(bytes.as_ptr().addr()), 0, "kB of the map resident after its release");
         assert_eq!(bytes, data);
         #[cfg(target_os = "linux")]
         assert!(resident(bytes.as_ptr().addr()) >= 8 << 10, "the measure sees pages that were read");
+    }
+
+    /// A map too small for a huge page, which would be given up whole.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_first_and_the_last_page_are_released_too() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let data = vec![7u8; 3 * (64 << 10)];
+        std::io::Write::write_all(&mut file, &data).unwrap();
+        let bytes = map_file(file.path()).unwrap();
+        assert_eq!(bytes, data);
+        release(&bytes[70_000..80_000]);
+        assert_eq!(resident(bytes.as_ptr().addr()), 128, "kB beside the 64 that were released");
+        release(&bytes[150_000..]);
+        assert_eq!(resident(bytes.as_ptr().addr()), 64);
+        assert_eq!(bytes, data);
     }
 
     /// Resident kB of the map that starts at `address`.
