@@ -3,7 +3,9 @@
  *   FAKE_FAIL=NAME:CODE:FIRST   calls of NAME fail with CODE from the FIRST one on (from 1); `*` is every function
  *   FAKE_VERSION, FAKE_CAPABILITIES ("9,7": the major compute capability of each device), FAKE_MEMORY (bytes of a device)
  *   FAKE_COUNT=FILE             the number of calls is written there at the end
+ *   FAKE_LOG=FILE               every call is written there at once, a line each, some with what they were about
  */
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,9 +19,23 @@ __attribute__((destructor)) static void tell(void) {
     if (file) { fprintf(file, "%ld", calls); fclose(file); }
 }
 
+/* Adds to the line of the call that runs. */
+static void say(const char *format, ...) {
+    static FILE *log;
+    const char *path = getenv("FAKE_LOG");
+    if (!log && path) log = fopen(path, "a");
+    if (!log) return;
+    va_list arguments;
+    va_start(arguments, format);
+    vfprintf(log, format, arguments);
+    va_end(arguments);
+    fflush(log);
+}
+
 static int fails(const char *name) {
     const char *spec = getenv("FAKE_FAIL");
     calls++;
+    say("\n%s", name);
     if (!spec) return 0;
     size_t len = strcspn(spec, ":");
     int all = len == 1 && *spec == '*';
@@ -74,21 +90,27 @@ FN(cuEventRecord, void *event, void *stream) END
 FN(cuEventSynchronize, void *event) END
 FN(cuModuleLoadData, void **module, const void *image) *module = &handle; END
 FN(cuModuleUnload, void *module) END
-FN(cuModuleGetFunction, void **function, void *module, const char *name) *function = &handle; END
+/* The handle of a kernel is its name. */
+FN(cuModuleGetFunction, void **function, void *module, const char *name) *function = strdup(name); END
 FN(cuFuncSetAttribute, void *function, int attribute, int value) END
-FN(cuLaunchKernelEx, const void *config, void *function, void **arguments, void **extra) END
-FN(cuStreamBeginCapture_v2, void *stream, int mode) END
-FN(cuStreamEndCapture, void *stream, void **graph) *graph = &handle; END
+/* A graph is the number of its kernels. */
+static long captured = -1;
+FN(cuLaunchKernelEx, const void *config, void *function, void **arguments, void **extra)
+    say(" %s%s", (char *)function, captured < 0 ? "" : ", captured");
+    captured += captured >= 0;
+END
+FN(cuStreamBeginCapture_v2, void *stream, int mode) captured = 0; END
+FN(cuStreamEndCapture, void *stream, void **graph) long *n = malloc(sizeof *n); *n = captured; captured = -1; *graph = n; END
 FN(cuStreamGetCaptureInfo_v2, void *stream, int *status, uint64_t *id, void **graph, const void ***nodes, size_t *count)
     static const void *node = &handle;
     *nodes = &node;
     *count = 1;
 END
-FN(cuGraphInstantiateWithFlags, void **exec, void *graph, unsigned long long flags) *exec = &handle; END
+FN(cuGraphInstantiateWithFlags, void **exec, void *graph, unsigned long long flags) *exec = graph; END
 FN(cuGraphExecKernelNodeSetParams_v2, void *exec, void *node, const void *parameters) END
-FN(cuGraphLaunch, void *exec, void *stream) END
+FN(cuGraphLaunch, void *exec, void *stream) say(" %ld", *(long *)exec); END
 FN(cuGraphExecDestroy, void *exec) END
-FN(cuGraphDestroy, void *graph) END
+FN(cuGraphDestroy, void *graph) free(graph); END
 
 /* The size lies before the memory. */
 FN(cuMemAlloc_v2, uint64_t *at, size_t bytes)
@@ -105,8 +127,8 @@ FN(cuMemHostAlloc, void **at, size_t bytes, unsigned flags) *at = aligned_alloc(
 FN(cuMemFreeHost, void *at) free(at); END
 FN(cuMemHostGetDevicePointer_v2, uint64_t *address, void *at, unsigned flags) *address = (uint64_t)at; END
 FN(cuPointerGetAttributes, unsigned count, int *attributes, void **values, uint64_t at) END
-FN(cuMemcpyHtoDAsync_v2, uint64_t to, const void *from, size_t bytes, void *stream) memcpy((void *)to, from, bytes); END
-FN(cuMemcpyDtoHAsync_v2, void *to, uint64_t from, size_t bytes, void *stream) memcpy(to, (void *)from, bytes); END
-FN(cuMemcpyDtoDAsync_v2, uint64_t to, uint64_t from, size_t bytes, void *stream) memcpy((void *)to, (void *)from, bytes); END
+FN(cuMemcpyHtoDAsync_v2, uint64_t to, const void *from, size_t bytes, void *stream) say(" %zu", bytes); memcpy((void *)to, from, bytes); END
+FN(cuMemcpyDtoHAsync_v2, void *to, uint64_t from, size_t bytes, void *stream) say(" %zu", bytes); memcpy(to, (void *)from, bytes); END
+FN(cuMemcpyDtoDAsync_v2, uint64_t to, uint64_t from, size_t bytes, void *stream) say(" %zu", bytes); memcpy((void *)to, (void *)from, bytes); END
 FN(cuMemsetD8Async, uint64_t at, unsigned char byte, size_t bytes, void *stream) memset((void *)at, byte, bytes); END
 #endif

@@ -4,9 +4,12 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod steps;
+
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use tersor_backend_cuda::open_device;
 use tersor_backend_scalar as _;
@@ -51,6 +54,26 @@ fn said(output: &Output) -> String {
     text
 }
 
+/// Writes a line of our own between the calls that the driver logs.
+fn log(line: &str) {
+    if let Some(path) = std::env::var_os("FAKE_LOG") {
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+        write!(file, "\n{line}").unwrap();
+    }
+}
+
+/// The lines of the log of a run that does `work`.
+fn logged(work: &str, settings: &[(&str, &str)]) -> Vec<String> {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("log-{work}-{}", settings.len()));
+    // What an earlier run left; that there is none is no matter.
+    let _ = std::fs::remove_file(&path);
+    let mut all = vec![("FAKE_LOG", path.to_str().unwrap()), ("FAKE_WORK", work)];
+    all.extend(settings);
+    let text = ask(&driver(false), &all);
+    assert!(text.contains("outcome: ok"), "{text}");
+    std::fs::read_to_string(path).unwrap().lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
 fn ask(driver: &Path, settings: &[(&str, &str)]) -> String {
     let settings: Vec<_> = settings.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
     said(&run(Some(driver), &settings))
@@ -64,9 +87,15 @@ fn child() {
         Probe::Unusable { reason } => println!("unusable: {reason}"),
         Probe::Usable { devices } => {
             devices.iter().for_each(|d| println!("device {}: {}", d.index, d.name));
+            log("opens");
             let device = std::env::var("FAKE_OPEN").ok().map(|n| n.parse().unwrap());
             let host = HostContext::inline().with_device(device);
-            match (entry.open)(&host).and_then(|backend| work(&*backend)) {
+            let work = |backend: Arc<dyn QuantBackend>| match std::env::var("FAKE_WORK").as_deref() {
+                Ok("nothing") => Ok(()),
+                Ok("steps") => steps::work(&backend),
+                _ => work(&*backend),
+            };
+            match (entry.open)(&host).and_then(work) {
                 Ok(()) => println!("outcome: ok"),
                 Err(e) => println!("outcome: {e}"),
             }
@@ -178,6 +207,19 @@ fn every_device_is_listed_and_the_one_asked_for_is_opened() {
     assert!(text.contains("outcome: ") && text.contains(reason), "{text}");
     let text = ask(&fake, &[("FAKE_CAPABILITIES", "7")]);
     assert!(text.contains("unusable: GPU 0 (Fake 0) has compute capability 7.0; 8.0 or newer is needed"), "{text}");
+}
+
+#[test]
+fn the_probe_creates_no_context() {
+    let calls = logged("nothing", &[("FAKE_CAPABILITIES", "9,9")]);
+    let opens = calls.iter().position(|line| line == "opens").unwrap();
+    let (probe, open) = calls.split_at(opens);
+    assert_eq!(probe.iter().filter(|call| *call == "cuDeviceGetName").count(), 2, "{probe:?}");
+    let only = ["cuDriverGetVersion", "cuInit", "cuDevice"];
+    let asks = |call: &String| only.iter().any(|name| call.starts_with(name)) && !call.contains("Ctx");
+    assert!(probe.iter().all(asks), "{probe:?}");
+    // Opening does: the log would have shown it.
+    assert!(open.iter().any(|call| call == "cuDevicePrimaryCtxRetain"), "{open:?}");
 }
 
 #[test]

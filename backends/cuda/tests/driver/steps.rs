@@ -1,0 +1,104 @@
+//! What decoding asks of the driver, step by step: the ids that were drawn come down, and nothing else crosses.
+
+use std::sync::Arc;
+
+use tersor_core::{Error, QuantBackend, Result, SampleParams};
+use tersor_model::{Batch, BatchOptions, Model, Session, SessionOptions, embedded};
+
+use crate::{log, logged};
+
+const GREEDY: SampleParams = SampleParams { temperature: 0.0, top_k: None, seed: 0 };
+const DRAWN: SampleParams = SampleParams { temperature: 0.8, top_k: Some(40), seed: 7 };
+/// Steps of each kind, and those of them before the sequences of launches have been seen twice.
+const STEPS: usize = 12;
+const FIRST: usize = 4;
+const SEQUENCES: usize = 3;
+
+/// A prompt and steps of the embedded model, a line in the log before each; of several sequences likewise.
+pub(crate) fn work(backend: &Arc<dyn QuantBackend>) -> Result<()> {
+    let device = |e: tersor_model::Error| match e {
+        tersor_model::Error::Core(e) => e,
+        other => Error::Device { backend: "test".into(), message: other.to_string() },
+    };
+    decode(backend).map_err(device)
+}
+
+fn decode(backend: &Arc<dyn QuantBackend>) -> tersor_model::Result<()> {
+    let file = embedded::fable_26m()?;
+    let model = Model::load(backend.clone(), &file, |_| {})?;
+    let ids: Vec<u32> = (0..20).collect();
+    let mut session = Session::new(&model, SessionOptions { capacity: Some(60), ..SessionOptions::default() })?;
+    session.prefill(&ids)?;
+    session.sample(GREEDY)?;
+    for (name, params) in [("greedy", GREEDY), ("drawn", DRAWN)] {
+        for i in 0..STEPS {
+            log(&format!("step {name} {i}"));
+            session.step(params)?;
+        }
+        log("end");
+    }
+    let options = BatchOptions { sequences: SEQUENCES, capacity: Some(60), ..BatchOptions::default() };
+    let mut batch = Batch::new(&model, options)?;
+    batch.add(&[&ids[..3], &ids[..9], &ids], DRAWN)?;
+    for i in 0..STEPS {
+        log(&format!("step batch {i}"));
+        batch.step()?;
+    }
+    log("end");
+    Ok(())
+}
+
+/// The calls of each step of a kind.
+fn steps<'a>(calls: &'a [String], kind: &str) -> Vec<Vec<&'a str>> {
+    let of = |i: usize| {
+        let begins = format!("step {kind} {i}");
+        let step = calls.iter().skip_while(|line| **line != begins).skip(1);
+        step.take_while(|line| !line.starts_with("step ") && *line != "end").map(String::as_str).collect()
+    };
+    (0..STEPS).map(of).collect()
+}
+
+#[test]
+fn a_step_brings_down_the_ids_that_were_drawn_and_nothing_else_crosses() {
+    let calls = logged("steps", &[]);
+    for (kind, ids) in [("greedy", 1), ("drawn", 1), ("batch", SEQUENCES)] {
+        for (i, step) in steps(&calls, kind).into_iter().enumerate() {
+            let copies: Vec<&str> = step.iter().copied().filter(|c| c.starts_with("cuMemcpy")).collect();
+            let down = format!("cuMemcpyDtoHAsync_v2 {}", 4 * ids);
+            // The first step of a batch takes the tables of positions with it, some steps ahead.
+            let tables = kind == "batch" && i == 0;
+            let inside = |call: &&&str| !call.starts_with("cuMemcpyDtoD") && !(tables && call.contains("HtoD"));
+            let crossed: Vec<&str> = copies.iter().filter(inside).copied().collect();
+            assert_eq!(crossed, [down.as_str()], "{kind} {i}: {step:?}");
+            // Memory that drawing alone needs is made when it is first needed.
+            if i == 0 {
+                continue;
+            }
+            let makes = ["cuMemAlloc", "cuMemHostAlloc", "cuMemFree", "cuStreamCreate", "cuModule"];
+            assert!(!step.iter().any(|call| makes.iter().any(|m| call.starts_with(m))), "{kind} {i}: {step:?}");
+            // And waits once.
+            assert_eq!(step.iter().filter(|call| **call == "cuStreamSynchronize").count(), 1, "{kind} {i}: {step:?}");
+        }
+    }
+}
+
+#[test]
+fn steps_are_replayed_as_graphs() {
+    // Another setting, so that the log is another.
+    let calls = logged("steps", &[("FAKE_MEMORY", "2000000000")]);
+    let layers = embedded::fable_26m().unwrap().config().layers;
+    // A row alone has its norms in the products; so few rows together have not.
+    for (kind, a_layer) in [("greedy", 5), ("drawn", 5), ("batch", 13)] {
+        for (i, step) in steps(&calls, kind).into_iter().enumerate().skip(FIRST) {
+            let lone = step.iter().filter(|call| call.starts_with("cuLaunchKernelEx")).count();
+            let graphs = step.iter().filter_map(|call| call.strip_prefix("cuGraphLaunch ")?.parse::<usize>().ok());
+            let graphs: Vec<usize> = graphs.collect();
+            let kernels = lone + graphs.iter().sum::<usize>();
+            let told = format!("{kind} {i}: {lone} kernels alone, graphs of {graphs:?}: {step:?}");
+            // A few more than those of the layers: embedding, norm, head, drawing.
+            assert!((layers..=a_layer * layers + 10).contains(&kernels), "{told}");
+            assert!(lone < 8 && (1..=4).contains(&graphs.len()), "{told}");
+            assert!(!step.iter().any(|call| call.contains("Capture") || call.contains("Instantiate")), "{told}");
+        }
+    }
+}
