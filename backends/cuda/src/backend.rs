@@ -27,8 +27,8 @@ pub struct CudaBackend {
 }
 
 impl CudaBackend {
-    pub(crate) fn open(info: DeviceInfo, host: &HostContext) -> Result<Self> {
-        let driver = Driver::open(info.index as i32)?;
+    pub(crate) fn open(info: DeviceInfo, host: &HostContext, portable: bool) -> Result<Self> {
+        let driver = Driver::open(info.index as i32, portable)?;
         let (isa, warpgroups) = (driver.isa, driver.warpgroups);
         let device = Arc::new(Device::new(driver, host.clone()));
         let names = Arc::new(Names::new(isa, warpgroups, device.limits()));

@@ -219,8 +219,9 @@ fn check(what: &'static str, code: CUresult) -> Result<()> {
 }
 
 impl Driver {
-    /// Retains the primary context of the device, and loads the kernels. The probe has found the driver usable.
-    pub(crate) fn open(index: i32) -> Result<Self> {
+    /// Retains the primary context of the device, and loads the kernels. The probe has found the driver usable. `portable`: as
+    /// on a GPU that is newer than every cubin.
+    pub(crate) fn open(index: i32, portable: bool) -> Result<Self> {
         let null = std::ptr::null_mut();
         let mut d = Driver {
             device: 0,
@@ -252,6 +253,7 @@ impl Driver {
         }
         let capability = probe::capability(d.device)
             .map_err(|e| Error::Device { backend: ID.into(), message: format!("compute capability: {e}") })?;
+        let capability = if portable { (0, 0) } else { capability };
         let (isa, bytes) = image(capability);
         d.isa = isa;
         d.overlaps = isa == "sm90";

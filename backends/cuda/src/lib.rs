@@ -71,6 +71,20 @@ fn open(host: &HostContext) -> Result<Arc<dyn QuantBackend>> {
 /// # Errors
 /// [`Error::Unusable`] where there is no such GPU or it is too old, [`Error::Device`] where the driver fails.
 pub fn open_device(index: usize, host: &HostContext) -> Result<CudaBackend> {
+    open_as(index, host, false)
+}
+
+/// The same with the kernels of GPUs that are newer than every embedded cubin: PTX, which the driver compiles now, and none of
+/// those that compute capability 9.0 alone has. Results are the same, slower; so that these kernels can be checked on a GPU
+/// that has a cubin.
+///
+/// # Errors
+/// As [`open_device`].
+pub fn open_portable(index: usize, host: &HostContext) -> Result<CudaBackend> {
+    open_as(index, host, true)
+}
+
+fn open_as(index: usize, host: &HostContext, portable: bool) -> Result<CudaBackend> {
     let unusable = |reason| Error::Unusable { backend: ID.into(), reason };
     let devices = match probe::probe() {
         Probe::Unusable { reason } => return Err(unusable(reason)),
@@ -81,7 +95,7 @@ pub fn open_device(index: usize, host: &HostContext) -> Result<CudaBackend> {
     }
     let known: Vec<String> = devices.iter().map(|d| format!("{} ({})", d.index, d.name)).collect();
     match devices.into_iter().find(|d| d.index == index) {
-        Some(device) => CudaBackend::open(device, host),
+        Some(device) => CudaBackend::open(device, host, portable),
         None => Err(unusable(format!("there is no supported GPU number {index}; there are: {}", known.join(", ")))),
     }
 }

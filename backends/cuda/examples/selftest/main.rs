@@ -1,5 +1,5 @@
 //! Everything that has to be seen on a GPU, in one program to carry there: conformance, the model against the CPU, and
-//! figures. `selftest [conformance|full|model|bench|batch|batch=32|parts=32|products|operations|prefill|prefill=512|chains|small|small=attention|small=products|link|errors|reproducible=off|fast|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
+//! figures. `selftest [conformance|full|model|bench|batch|batch=32|parts=32|products|operations|prefill|prefill=512|chains|small|small=attention|small=products|link|errors|reproducible=off|image=ptx|fast|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
 mod batch;
@@ -52,6 +52,11 @@ fn main() {
             }
             "reproducible=off" => {
                 backend = open(false);
+                true
+            }
+            "image=ptx" => {
+                let host = HostContext::inline().with_reproducible(true);
+                backend = Arc::new(tersor_backend_cuda::open_portable(0, &host).unwrap());
                 true
             }
             "fast" => fast::run(&backend, &open(false)),

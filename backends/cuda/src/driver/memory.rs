@@ -238,7 +238,10 @@ impl Driver {
         // SAFETY: `at` was just allocated, mapped.
         let mapped = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, at, 0) };
         let word = HostWord { at: at.cast(), address };
-        check("cuMemHostGetDevicePointer", mapped)?;
+        if let Err(e) = check("cuMemHostGetDevicePointer", mapped) {
+            self.free_host_word(&word);
+            return Err(e);
+        }
         word.set(0);
         Ok(word)
     }

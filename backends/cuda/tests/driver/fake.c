@@ -88,10 +88,16 @@ FN(cuEventCreate, void **event, unsigned flags) *event = &handle; END
 FN(cuEventDestroy_v2, void *event) END
 FN(cuEventRecord, void *event, void *stream) END
 FN(cuEventSynchronize, void *event) END
-FN(cuModuleLoadData, void **module, const void *image) *module = &handle; END
+FN(cuModuleLoadData, void **module, const void *image)
+    say(" %s", memcmp(image, "\177ELF", 4) ? "PTX" : "cubin");
+    *module = &handle;
+END
 FN(cuModuleUnload, void *module) END
 /* The handle of a kernel is its name. */
-FN(cuModuleGetFunction, void **function, void *module, const char *name) *function = strdup(name); END
+FN(cuModuleGetFunction, void **function, void *module, const char *name)
+    say(" %s", name);
+    *function = strdup(name);
+END
 FN(cuFuncSetAttribute, void *function, int attribute, int value) END
 /* A graph is the number of its kernels. */
 static long captured = -1;

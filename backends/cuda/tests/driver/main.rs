@@ -4,6 +4,7 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod images;
 mod steps;
 
 use std::io::Write;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, OnceLock};
 
-use tersor_backend_cuda::open_device;
+use tersor_backend_cuda::{open_device, open_portable};
 use tersor_backend_scalar as _;
 use tersor_core::{
     Buffer, Error, Floats, Format, GroupSize, HostContext, Op, Probe, QuantBackend, Result, Shape, Weight, codec,
@@ -64,7 +65,8 @@ fn log(line: &str) {
 
 /// The lines of the log of a run that does `work`.
 fn logged(work: &str, settings: &[(&str, &str)]) -> Vec<String> {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("log-{work}-{}", settings.len()));
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(settings.iter().fold(format!("log-{work}"), |name, (k, v)| name + "-" + k + "-" + v));
     // What an earlier run left; that there is none is no matter.
     let _ = std::fs::remove_file(&path);
     let mut all = vec![("FAKE_LOG", path.to_str().unwrap()), ("FAKE_WORK", work)];
@@ -95,7 +97,12 @@ fn child() {
                 Ok("steps") => steps::work(&backend),
                 _ => work(&*backend),
             };
-            match (entry.open)(&host).and_then(work) {
+            // The kernels of a GPU that is newer than every cubin.
+            let open = || match std::env::var_os("FAKE_PORTABLE") {
+                Some(_) => open_portable(0, &host).map(|b| Arc::new(b) as Arc<dyn QuantBackend>),
+                None => (entry.open)(&host),
+            };
+            match open().and_then(work) {
                 Ok(()) => println!("outcome: ok"),
                 Err(e) => println!("outcome: {e}"),
             }
