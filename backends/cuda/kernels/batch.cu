@@ -331,25 +331,6 @@ template <int N> __device__ __forceinline__ void fold_step(float (&low)[N * 2], 
     }
 }
 
-// Two weights of a row, in the lanes 2t and 2t + 1.
-template <int T> struct Pair;
-template <> struct Pair<T_F32> {
-    float2 v;
-    static const int bytes = 4;
-    __device__ __forceinline__ void load(const char *at) { v = __ldg((const float2 *)at); }
-    __device__ __forceinline__ float low() const { return v.x; }
-    __device__ __forceinline__ float high() const { return v.y; }
-};
-template <int T> struct Pair {
-    u32 v;
-    static const int bytes = 2;
-    __device__ __forceinline__ void load(const char *at) { v = __ldg((const u32 *)at); }
-    __device__ __forceinline__ float low() const { return T == T_F16 ? half_value(v & 0xffff) : __uint_as_float(v << 16); }
-    __device__ __forceinline__ float high() const {
-        return T == T_F16 ? half_value(v >> 16) : __uint_as_float(v & 0xffff0000u);
-    }
-};
-
 // Dense weights times several rows of f32 activations, by lanes. There are 64 sums for each result, which is what bounds
 // this: a warp keeps those of four weight rows and eight tokens, two lanes a thread, and takes the next four rows when it is
 // done. A block keeps its tokens, up to sixteen, in shared memory: whole rows, filled up with zeros to `stride`. Its warps

@@ -89,6 +89,50 @@ template <int T> __device__ __forceinline__ float4 load4(const void *p, u64 i) {
     return make_float4(bf16_value(a), bf16_value(b), bf16_value(c), bf16_value(d));
 }
 
+// Weights that a kernel reads once: they have no place in the first-level cache, and lines come to the second-level cache in
+// pairs. `volatile` keeps loads where they are asked for, in the order of their addresses.
+#ifndef READ_ONCE
+#define READ_ONCE "ld.global.nc.L1::no_allocate.L2::256B"
+#endif
+__device__ __forceinline__ u32 once4(const void *at) {
+    u32 v;
+    asm volatile(READ_ONCE ".u32 %0, [%1];" : "=r"(v) : "l"(at));
+    return v;
+}
+__device__ __forceinline__ uint2 once8(const void *at) {
+    uint2 v;
+    asm volatile(READ_ONCE ".v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at));
+    return v;
+}
+__device__ __forceinline__ uint4 once16(const void *at) {
+    uint4 v;
+    asm volatile(READ_ONCE ".v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
+    return v;
+}
+
+// Two weights of a dense row, in the lanes 2t and 2t + 1.
+template <int T> struct Pair {
+    u32 v;
+    static const int bytes = 2;
+    __device__ __forceinline__ void load(const char *at) { v = __ldg((const u32 *)at); }
+    __device__ __forceinline__ void load_once(const char *at) { v = once4(at); }
+    __device__ __forceinline__ float low() const { return T == T_F16 ? half_value(v & 0xffff) : __uint_as_float(v << 16); }
+    __device__ __forceinline__ float high() const {
+        return T == T_F16 ? half_value(v >> 16) : __uint_as_float(v & 0xffff0000u);
+    }
+};
+template <> struct Pair<T_F32> {
+    float2 v;
+    static const int bytes = 4;
+    __device__ __forceinline__ void load(const char *at) { v = __ldg((const float2 *)at); }
+    __device__ __forceinline__ void load_once(const char *at) {
+        uint2 u = once8(at);
+        v = make_float2(__uint_as_float(u.x), __uint_as_float(u.y));
+    }
+    __device__ __forceinline__ float low() const { return v.x; }
+    __device__ __forceinline__ float high() const { return v.y; }
+};
+
 // The last five halvings of the lanes: thread t of a warp holds lane t. Addition commutes, so every thread ends with the
 // same bits.
 __device__ __forceinline__ float fold32(float a) {

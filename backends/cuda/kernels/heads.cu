@@ -1,4 +1,5 @@
-// Heads and embeddings in q8_0 and q6_k, whose codes lie in blocks with a scale each.
+// Heads and embeddings in q8_0 and q6_k, whose codes lie in blocks with a scale each. Products of one row of activations are in
+// heads_one.cu, those of many in heads_mma.cu.
 //
 // Packed in planes, each with a row's blocks next to each other, so that neighbouring threads, which take neighbouring
 // blocks, read neighbouring bytes; as many bytes as the file has:
@@ -81,6 +82,15 @@ template <> struct Block<true> {
     }
 };
 
+// Sixteen activations.
+__device__ __forceinline__ uint4 token_unit(const i8 *from, bool aligned) {
+    if (aligned) return *(const uint4 *)from;
+    u32 v[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int b = 0; b < 16; b++) v[b >> 2] |= (u32)(u8)from[b] << 8 * (b & 3);
+    return make_uint4(v[0], v[1], v[2], v[3]);
+}
+
 // A warp has a row of weights and M rows of activations ("tokens"); thread t has the lanes t and t + 32 of their sums, so it
 // takes the blocks of those lanes. `sharers` warps of a block, a power of two, have the same weights and each its own tokens;
 // blocks deal rows and groups of `sharers` times M tokens among themselves. `AHEAD` times 32 blocks are asked for at once.
@@ -96,18 +106,7 @@ __device__ __forceinline__ void head(const u8 *w, const i8 *x, const float *x_sc
     for (u32 i = threadIdx.x; i < held * units; i += blockDim.x) {
         u32 token = m0 + i / units, u = i % units;
         uint4 v = make_uint4(0, 0, 0, 0);
-        if (token < m) {
-            const i8 *from = x + ((u64)token * units + u) * 16;
-            if (aligned) v = *(const uint4 *)from;
-            else
-                for (int b = 0; b < 16; b++) {
-                    u32 bits = (u32)(u8)from[b] << 8 * (b & 3);
-                    if (b < 4) v.x |= bits;
-                    else if (b < 8) v.y |= bits;
-                    else if (b < 12) v.z |= bits;
-                    else v.w |= bits;
-                }
-        }
+        if (token < m) v = token_unit(x + ((u64)token * units + u) * 16, aligned);
         head_tokens[i / units * units + u % UNITS * blocks + u / UNITS] = v;
     }
     __syncthreads();
@@ -154,19 +153,16 @@ __device__ __forceinline__ void head(const u8 *w, const i8 *x, const float *x_sc
         }
     }
 }
-// Registers for two blocks of 512 threads on a multiprocessor with one token, one with more.
-#define HEAD(NAME, Q6, M, AHEAD, RESIDENT)                                                                             \
-    KERNEL __launch_bounds__(512, RESIDENT)                                                                            \
+#define HEAD(NAME, Q6, M, AHEAD)                                                                                       \
+    KERNEL __launch_bounds__(512, 1)                                                                                   \
         NAME(const u8 *w, const i8 *x, const float *x_scales, float *y, u32 n, u32 blocks, u32 m, u32 groups,          \
              u32 sharers, u32 mode) {                                                                                  \
         head<Q6, M, AHEAD>(w, x, x_scales, y, n, blocks, m, groups, sharers, mode);                                    \
     }
-HEAD(head_q8_0_1, false, 1, 4, 2)
-HEAD(head_q8_0_4, false, 4, 4, 1)
-HEAD(head_q8_0_8, false, 8, 4, 1)
-HEAD(head_q6_k_1, true, 1, 6, 2)
-HEAD(head_q6_k_4, true, 4, 6, 1)
-HEAD(head_q6_k_8, true, 8, 6, 1)
+HEAD(head_q8_0_4, false, 4, 4)
+HEAD(head_q8_0_8, false, 8, 4)
+HEAD(head_q6_k_4, true, 4, 6)
+HEAD(head_q6_k_8, true, 8, 6)
 
 // Code of value e of a superblock of q6_k as the file has it.
 __device__ __forceinline__ u32 q6_code(const u8 *s, u32 e) {

@@ -1,5 +1,6 @@
 // All kernels, as one module.
 #include "matmul.cu"
+#include "dense.cu"
 #include "rows.cu"
 #include "fused.cu"
 #include "attention.cu"
@@ -10,5 +11,6 @@
 #include "batch.cu"
 #include "batch_attention.cu"
 #include "heads.cu"
+#include "heads_one.cu"
 #include "dense_mma.cu"
 #include "heads_mma.cu"

@@ -158,7 +158,7 @@ impl Product {
             Product::Small8 => ("gemm", "32x64"),
             Product::Large => ("gemm", "128x64"),
             Product::Blocks => ("gemm", "blocks"),
-            Product::Dense => ("gemv", "32x1"),
+            Product::Dense => ("gemv", "rows-1"),
             Product::DenseMma1 => ("gemm", "mma-256x8"),
             Product::DenseMma2 => ("gemm", "mma-256x16"),
             Product::DenseMma4 => ("gemm", "mma-256x32"),

@@ -120,6 +120,8 @@ pub(crate) fn pack(device: &Arc<Device>, w: &Weight) -> Result<PackedWeight> {
             let grid = items(shape.rows() * stride as usize);
             // SAFETY: parameters as in weights.cu; both allocations have the lengths that shape and stride give.
             unsafe { device.launch(Kernel::PackDense, grid, args) }?;
+            device.flush()?;
+            device.driver.fence();
             data
         };
         let data = Arc::new(Packed { data, kind: Kind::Dense { stride } });

@@ -42,8 +42,12 @@ pub(super) fn cases(profile: Profile) -> Vec<Case> {
         shapes.sort_unstable();
         shapes.dedup();
         cases.extend(shapes.into_iter().map(|shape| product(format, shape, Data::Random, Epilogue::Store, "random")));
-        cases.push(product(format, (3, 5, 2560), Data::Random, Epilogue::Add, "add"));
-        cases.push(product(format, (2, 17, 2560), Data::Scales, Epilogue::Store, "scale-range"));
+        for m in [1, 3] {
+            cases.push(product(format, (m, 5, 2560), Data::Random, Epilogue::Add, "add"));
+        }
+        for m in [1, 2] {
+            cases.push(product(format, (m, 17, 2560), Data::Scales, Epilogue::Store, "scale-range"));
+        }
         for (what, code, x) in [
             ("zero-codes.low", 0x00, -128),
             ("ones.low", 0xff, -128),
@@ -51,7 +55,9 @@ pub(super) fn cases(profile: Profile) -> Vec<Case> {
             ("lowest.low", 0x80, -128),
             ("highest.high", 0x7f, 127),
         ] {
-            cases.push(product(format, (2, 3, 6912), Data::Alike(code, x), Epilogue::Store, what));
+            for m in [1, 2] {
+                cases.push(product(format, (m, 3, 6912), Data::Alike(code, x), Epilogue::Store, what));
+            }
         }
         cases.push(Case::new(format!("gather_rows/{format}/random"), move |rig| gather(rig, format)));
         for to in TYPES {

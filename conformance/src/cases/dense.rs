@@ -32,8 +32,14 @@ pub(super) fn cases(profile: Profile) -> Vec<Case> {
                 }));
             }
         }
-        cases.push(Case::new(format!("matmul/{format}/m2.n3.k200/add"), move |rig| {
-            judge(rig, format, (2, 3, 200), (1.0, 1.0), Epilogue::Add)
+        for (m, n, k) in [(2, 3, 200), (1, 19, 200)] {
+            cases.push(Case::new(format!("matmul/{format}/m{m}.n{n}.k{k}/add"), move |rig| {
+                judge(rig, format, (m, n, k), (1.0, 1.0), Epilogue::Add)
+            }));
+        }
+        // More columns than kernels keep activations of.
+        cases.push(Case::new(format!("matmul/{format}/m1.n21.k10300/random"), move |rig| {
+            judge(rig, format, (1, 21, 10_300), (1.0, 1.0), Epilogue::Store)
         }));
         // Products far below the smallest normal number: flushing them to zero is no rounding.
         cases.push(Case::new(format!("matmul/{format}/m2.n3.k200/denormals"), move |rig| {

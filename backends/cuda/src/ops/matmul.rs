@@ -19,8 +19,12 @@ const DENSE_TOKENS: u32 = 16;
 /// Weight rows of a block of `dense_mma`, and stages of 64 columns of activations that it keeps.
 const MMA_BLOCK_ROWS: u32 = 256;
 const MMA_STAGES: u32 = 4;
+/// Warps of a block of the kernels in dense.cu, each with a weight row.
+const DENSE_WARPS: u32 = 16;
 /// Warps of a block of the kernels in heads.cu.
 const HEAD_WARPS: u32 = 16;
+/// Warps of a block of the kernels in heads_one.cu, each with a weight row.
+const HEAD_ONE_WARPS: u32 = 8;
 
 /// Where a product reads and writes.
 struct Places {
@@ -83,12 +87,24 @@ impl CudaStream {
         at: &Places,
         (m, n, k): (u32, u32, u32),
     ) -> Result<()> {
-        let kernels = match format {
-            tersor_core::Format::Q6K => [Kernel::HeadQ61, Kernel::HeadQ64, Kernel::HeadQ68],
-            _ => [Kernel::HeadQ81, Kernel::HeadQ84, Kernel::HeadQ88],
-        };
         let rows = product.head_rows() as u32;
-        let kernel = kernels[(rows / 4) as usize];
+        let kernel = match (format, rows) {
+            (tersor_core::Format::Q6K, 1) => Kernel::HeadQ61,
+            (tersor_core::Format::Q6K, 4) => Kernel::HeadQ64,
+            (tersor_core::Format::Q6K, _) => Kernel::HeadQ68,
+            (_, 1) => Kernel::HeadQ81,
+            (_, 4) => Kernel::HeadQ84,
+            _ => Kernel::HeadQ88,
+        };
+        let args = Args::new().u64(w).u64(at.x).u64(at.x_scales).u64(at.y).u32(n).u32(per_row);
+        if rows == 1 {
+            // Three blocks on each multiprocessor, and no more than there are rows for.
+            let blocks = n.div_ceil(HEAD_ONE_WARPS).min(3 * self.device.driver.processors);
+            let grid = Grid { x: blocks, y: 1, threads: 32 * HEAD_ONE_WARPS, shared: k };
+            // SAFETY: parameters as in heads_one.cu; `Checked` and `pack` have seen to the lengths of all operands, `supports` that
+            // the activations fit.
+            return unsafe { self.device.launch(kernel, grid, args.u32(at.mode)) };
+        }
         // Warps that have the same weights, each with rows of its own: as many as the activations and shared memory need.
         let room = (self.device.driver.dynamic_shared() / (rows * k)).max(1);
         let mut sharers = m.div_ceil(rows).min(4).next_power_of_two();
@@ -96,15 +112,12 @@ impl CudaStream {
             sharers /= 2;
         }
         let groups = m.div_ceil(rows * sharers);
-        let resident = if rows == 1 { 2 } else { 1 };
         // No more blocks than there are rows for.
-        let blocks =
-            (self.device.driver.processors * resident / groups).clamp(1, n.div_ceil(HEAD_WARPS / sharers)) * groups;
-        let args = Args::new().u64(w).u64(at.x).u64(at.x_scales).u64(at.y).u32(n).u32(per_row).u32(m);
+        let blocks = (self.device.driver.processors / groups).clamp(1, n.div_ceil(HEAD_WARPS / sharers)) * groups;
         let grid = Grid { x: blocks, y: 1, threads: 32 * HEAD_WARPS, shared: rows * sharers * k };
         // SAFETY: parameters as in heads.cu; `Checked` and `pack` have seen to the lengths of all operands, `supports` that the
         // activations fit.
-        unsafe { self.device.launch(kernel, grid, args.u32(groups).u32(sharers).u32(at.mode)) }
+        unsafe { self.device.launch(kernel, grid, args.u32(m).u32(groups).u32(sharers).u32(at.mode)) }
     }
 
     /// A head in `f16` or `bf16` on tensor cores: first the parts of the activations, then the products.
@@ -194,8 +207,10 @@ impl CudaStream {
             _ => Kernel::DenseF32,
         };
         let args = Args::new().u64(w).u64(at.x).u64(at.y).u32(n).u32(k).u32(stride).u32(at.mode);
-        let grid = Grid { x: n.div_ceil(32), y: m, threads: 128, shared: 0 };
-        // SAFETY: parameters as in matmul.cu; `Checked` and `pack` have seen to the lengths of all operands.
+        // Two blocks on each multiprocessor go over all rows, and no more than there are rows for.
+        let blocks = n.div_ceil(DENSE_WARPS).min(2 * self.device.driver.processors);
+        let grid = Grid { x: blocks, y: m, threads: 32 * DENSE_WARPS, shared: 0 };
+        // SAFETY: parameters as in dense.cu; `Checked` and `pack` have seen to the lengths of all operands.
         unsafe { self.device.launch(kernel, grid, args) }
     }
 
