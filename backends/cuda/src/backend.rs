@@ -47,6 +47,11 @@ impl CudaBackend {
         self.device.counters()
     }
 
+    /// The kernels of the images that were loaded, and whether each has been launched since the backend was opened.
+    pub fn kernels(&self) -> impl Iterator<Item = (&'static str, bool)> {
+        self.device.kernels()
+    }
+
     /// Whether recurring sequences of launches are replayed as CUDA graphs, as they are by default. Results are the same.
     pub fn set_graphs(&self, on: bool) {
         self.device.set_graphs(on);

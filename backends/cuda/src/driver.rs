@@ -31,6 +31,11 @@ macro_rules! kernels {
             };
             NAME
         }),*];
+
+        impl Kernel {
+            /// Every kernel with its name, in the order of their numbers.
+            pub(crate) const ALL: &[(Kernel, &'static str)] = &[$((Kernel::$name, $text)),*];
+        }
     };
 }
 kernels! {
@@ -296,6 +301,11 @@ impl Driver {
     /// Bytes of dynamic shared memory that a block may ask for.
     pub(crate) fn dynamic_shared(&self) -> u32 {
         self.shared.saturating_sub(12 << 10)
+    }
+
+    /// Whether the loaded images have a kernel.
+    pub(crate) fn has(&self, kernel: Kernel) -> bool {
+        self.functions.get(kernel as usize).is_some_and(|f| !f.is_null())
     }
 
     fn attribute(&self, attribute: CUdevice_attribute) -> Result<u32> {

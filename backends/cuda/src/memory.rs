@@ -6,7 +6,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tersor_core::{DeviceMemory, Error, HostContext, Result};
@@ -75,6 +75,8 @@ pub(crate) struct Device {
     pub(crate) driver: Driver,
     pub(crate) host: HostContext,
     pub(crate) crossings: Crossings,
+    /// Which kernels were ever launched, by their numbers.
+    launched: Vec<AtomicBool>,
     pub(crate) staging: Staging,
     shelves: Mutex<Shelves>,
     queue: Mutex<Queue>,
@@ -96,6 +98,7 @@ impl Device {
             driver,
             host,
             crossings: Crossings::default(),
+            launched: Kernel::ALL.iter().map(|_| AtomicBool::new(false)).collect(),
             staging: Staging::default(),
             shelves: Mutex::default(),
             queue: Mutex::default(),
@@ -215,8 +218,15 @@ impl Device {
     /// As for [`Driver::launch`].
     pub(crate) unsafe fn push(&self, kernel: Kernel, grid: Grid, args: Args) -> Result<()> {
         self.crossings.launches.fetch_add(1, Ordering::Relaxed);
+        self.launched[kernel as usize].store(true, Ordering::Relaxed);
         // SAFETY: by contract. What uses the memory otherwise, or gives it back, flushes first.
         unsafe { self.batch().push(&self.driver, Launch { kernel, grid, args }) }
+    }
+
+    /// The kernels of the loaded images, and whether each was ever launched.
+    pub(crate) fn kernels(&self) -> impl Iterator<Item = (&'static str, bool)> {
+        let loaded = Kernel::ALL.iter().zip(&self.launched).filter(|((kernel, _), _)| self.driver.has(*kernel));
+        loaded.map(|((_, name), launched)| (*name, launched.load(Ordering::Relaxed)))
     }
 
     pub(crate) fn queue(&self) -> MutexGuard<'_, Queue> {

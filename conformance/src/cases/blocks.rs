@@ -34,7 +34,7 @@ pub(super) fn cases(profile: Profile) -> Vec<Case> {
             shapes.extend([(1, 3, k), (4, 5, k)]);
         }
         for n in [1, 2, 15, 16, 17, 33] {
-            shapes.extend([1, 2, 3, 64, 65].map(|m| (m, n, 512)));
+            shapes.extend([1, 2, 3, 7, 12, 64, 65].map(|m| (m, n, 512)));
         }
         if full {
             shapes.extend([(1, 1000, 2560), (17, 33, 2560), (128, 7, 2560), (1, 2, 27_648), (5, 3, 13_824)]);

@@ -1,5 +1,5 @@
 //! Everything that has to be seen on a GPU, in one program to carry there: conformance, the model against the CPU, and
-//! figures. `selftest [conformance|full|model|bench|batch|batch=32|parts=32|products|operations|prefill|prefill=512|chains|small|small=attention|small=products|link|errors|reproducible=off|image=ptx|fast|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
+//! figures. `selftest [conformance|full|model|bench|batch|batch=32|parts=32|products|operations|prefill|prefill=512|chains|small|small=attention|small=products|link|errors|reproducible=off|image=ptx|kernels|covered|fast|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
 mod batch;
@@ -7,6 +7,7 @@ mod bench;
 mod chains;
 mod errors;
 mod fast;
+mod kernels;
 mod large;
 mod link;
 mod many_rows;
@@ -14,6 +15,7 @@ mod model;
 mod prefill;
 mod small;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,7 +41,9 @@ fn main() {
     let mut backend = open(true);
     println!("{} ({:?})", backend.info().device.name, backend.memory().unwrap());
     let mut ok = true;
+    let mut launched = BTreeMap::new();
     for part in parts {
+        note(&backend, &mut launched);
         let started = Instant::now();
         ok &= match part.as_str() {
             "graphs=off" => {
@@ -59,6 +63,8 @@ fn main() {
                 backend = Arc::new(tersor_backend_cuda::open_portable(0, &host).unwrap());
                 true
             }
+            "kernels" => kernels::run(&backend),
+            "covered" => covered(&backend, &mut launched),
             "fast" => fast::run(&backend, &open(false)),
             "conformance" => conformance(&backend, Options::quick()),
             "full" => conformance(&backend, Options::full()),
@@ -90,6 +96,19 @@ fn main() {
         println!("{part}: {:.1} s; {:?}\n", started.elapsed().as_secs_f64(), backend.counters());
     }
     std::process::exit(if ok { 0 } else { 2 });
+}
+
+/// Adds what a backend has launched to what others have, by the name of each kernel that was ever loaded.
+fn note(backend: &CudaBackend, launched: &mut BTreeMap<&'static str, bool>) {
+    backend.kernels().for_each(|(kernel, ran)| *launched.entry(kernel).or_default() |= ran);
+}
+
+/// Whether the parts so far have launched every kernel, by whichever of the backends that they opened.
+fn covered(backend: &CudaBackend, launched: &mut BTreeMap<&'static str, bool>) -> bool {
+    note(backend, launched);
+    let missing: Vec<&str> = launched.iter().filter(|(_, ran)| !**ran).map(|(kernel, _)| *kernel).collect();
+    println!("{} of {} kernels were launched; not: {missing:?}", launched.len() - missing.len(), launched.len());
+    missing.is_empty()
 }
 
 fn conformance(backend: &Arc<CudaBackend>, options: Options) -> bool {

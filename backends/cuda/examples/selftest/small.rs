@@ -1,5 +1,5 @@
-//! Every kernel at least once, on little data: short enough for compute-sanitizer, whose racecheck slows kernels a
-//! thousandfold.
+//! What a model does, on little data: short enough for compute-sanitizer, whose racecheck slows kernels a thousandfold.
+//! `kernels` has every kernel.
 
 use std::sync::Arc;
 
