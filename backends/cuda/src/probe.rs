@@ -109,7 +109,12 @@ fn devices() -> Result<Vec<DeviceInfo>, String> {
             Err(reason) => rejected.push(reason),
         }
     }
-    if found.is_empty() { Err(rejected.join("; ")) } else { Ok(found) }
+    if found.is_empty() {
+        return Err(rejected.join("; "));
+    }
+    // Beside others that can be used, one that cannot is told to who looks for it.
+    rejected.iter().for_each(|reason| tracing::info!("{reason}"));
+    Ok(found)
 }
 
 fn device(index: i32) -> Result<DeviceInfo, String> {

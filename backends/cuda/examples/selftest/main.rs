@@ -1,5 +1,5 @@
 //! Everything that has to be seen on a GPU, in one program to carry there: conformance, the model against the CPU, and
-//! figures. `selftest [conformance|full|model|bench|batch|batch=32|parts=32|products|operations|prefill|prefill=512|chains|small|small=attention|small=products|link|errors|reproducible=off|image=ptx|kernels|covered|fast|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
+//! figures. `selftest [conformance|full|model|bench|batch|batch=32|parts=32|products|operations|prefill|prefill=512|chains|small|small=attention|small=products|link|errors|reproducible=off|image=ptx|kernels|covered|overlap|fast|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
 mod batch;
@@ -12,6 +12,7 @@ mod large;
 mod link;
 mod many_rows;
 mod model;
+mod overlap;
 mod prefill;
 mod small;
 
@@ -63,6 +64,7 @@ fn main() {
                 backend = Arc::new(tersor_backend_cuda::open_portable(0, &host).unwrap());
                 true
             }
+            "overlap" => overlap::run(&backend),
             "kernels" => kernels::run(&backend),
             "covered" => covered(&backend, &mut launched),
             "fast" => fast::run(&backend, &open(false)),
