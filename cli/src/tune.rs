@@ -236,7 +236,8 @@ fn print(report: &Report<'_>) -> Result<(), Failure> {
         }
     }
     writeln!(out, "{:.1} s", report.seconds)?;
-    if let Some(file) = &report.cache {
+    // Where there was nothing to choose between, nothing was measured, and there may be no file.
+    if let Some(file) = report.cache.as_ref().filter(|file| file.is_file()) {
         writeln!(out, "kept in {}", file.display())?;
     }
     Ok(out.flush()?)

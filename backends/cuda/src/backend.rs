@@ -115,6 +115,9 @@ pub(crate) fn refusal(device: &Device, spec: &OpSpec) -> Option<String> {
             (*m > MAX_ROWS).then(|| format!("{m} rows of activations are more than {MAX_ROWS}"))
         }
         OpSpec::GatherRows { format, .. } if format.is_ternary() => Some("rows are gathered from dense tables".into()),
+        OpSpec::GatherRows { format, cols, .. } => {
+            Shape::new(1, *cols).and_then(|row| format.encoded_len(row)).err().map(|e| e.to_string())
+        }
         OpSpec::Attention { capacity, span, .. } => {
             let (room, seen) = (ops::attention::room(device), span.unwrap_or(*capacity));
             (seen > room).then(|| format!("{seen} positions that a row sees are more than the {room} of one block"))

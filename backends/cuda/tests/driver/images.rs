@@ -1,6 +1,9 @@
 //! The embedded images: which one is loaded, and that none lacks a kernel that is asked of it.
 
-use crate::logged;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::{driver, logged};
 
 const SM_80: &[u8] = include_bytes!("../../kernels/built/sm_80.cubin");
 const SM_90: &[u8] = include_bytes!("../../kernels/built/sm_90.cubin");
@@ -63,4 +66,29 @@ fn without_the_instructions_of_9_0_a_kernel_without_them_does_the_same() {
     let calls = logged("steps", &[("FAKE_VERSION", "12080")]);
     let launched = arguments(&calls, "cuLaunchKernelEx");
     assert!(launched.iter().any(|kernel| has(SM_90A, kernel)) && !launched.contains(&"gemm_large"), "{launched:?}");
+}
+
+/// The example of that name, which `cargo test` has built beside this test; where only this test was asked for, it is built now.
+fn selftest() -> PathBuf {
+    let here = std::env::current_exe().unwrap();
+    let built = here.ancestors().nth(2).unwrap();
+    let example = built.join("examples").join("selftest");
+    if !example.exists() {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--example", "selftest"]).args(built.ends_with("release").then_some("--release"));
+        let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+        assert!(status.success() && example.exists(), "{}", example.display());
+    }
+    example
+}
+
+#[test]
+fn the_selftest_launches_every_kernel() {
+    // As one backend, as one of a newer GPU, and where the order of additions is free. What is computed is nothing.
+    let parts = ["kernels", "image=ptx", "kernels", "reproducible=off", "kernels", "covered"];
+    let mut command = Command::new(selftest());
+    command.args(parts).env("LD_LIBRARY_PATH", driver(false)).env("FAKE_MEMORY", "20000000000");
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains(" kernels were launched; not: []"), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
 }
