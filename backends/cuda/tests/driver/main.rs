@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod images;
+mod promises;
 mod steps;
 
 use std::io::Write;
@@ -95,6 +96,7 @@ fn child() {
             let work = |backend: Arc<dyn QuantBackend>| match std::env::var("FAKE_WORK").as_deref() {
                 Ok("nothing") => Ok(()),
                 Ok("steps") => steps::work(&backend),
+                Ok("promises") => promises::work(&*backend),
                 _ => work(&*backend),
             };
             // The kernels of a GPU that is newer than every cubin.
