@@ -242,7 +242,7 @@ GEMM_ROWS_SHORT(4)
 template <int THREADS, int VECS, bool GATED>
 __device__ __forceinline__ void norm_rows(const float *x, const float *up, float *gated, const float *w, float eps, u32 cols,
                                           i8 *q, float *scales, FAULT) {
-    __shared__ float squares[THREADS * VECS * 4 + ZERO_ROWS * 64];
+    __shared__ float row[THREADS * VECS * 4 + ZERO_ROWS * 64];
     __shared__ u32 maxima[32];
     __shared__ float factor;
     u32 t = threadIdx.x, vectors = cols / 4;
@@ -250,7 +250,7 @@ __device__ __forceinline__ void norm_rows(const float *x, const float *up, float
     float4 v[VECS], g[VECS];
     start_next();
     prefetch_row(w, cols);
-    for (u32 i = t; i < ZERO_ROWS * 16; i += THREADS) ((float4 *)squares)[vectors + i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (u32 i = t; i < ZERO_ROWS * 16; i += THREADS) ((float4 *)row)[vectors + i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     wait_for_previous();
     float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
@@ -269,13 +269,11 @@ __device__ __forceinline__ void norm_rows(const float *x, const float *up, float
             if (at < vectors) ((float4 *)gated)[first + at] = v[j];
         }
         g[j] = at < vectors ? __ldg((const float4 *)w + at) : none;
-        if (at < vectors)
-            ((float4 *)squares)[at] = make_float4(__fmul_rn(v[j].x, v[j].x), __fmul_rn(v[j].y, v[j].y),
-                                                  __fmul_rn(v[j].z, v[j].z), __fmul_rn(v[j].w, v[j].w));
+        if (at < vectors) ((float4 *)row)[at] = v[j];
     }
     __syncthreads();
     if (t < 32) {
-        float sum = lane_sum(squares, cols / 64);
+        float sum = lane_sum(row, cols / 64);
         if (t == 0) factor = __fdiv_rn(1.0f, __fsqrt_rn(__fdiv_rn(sum, (float)cols) + eps));
     }
     __syncthreads();
@@ -283,10 +281,9 @@ __device__ __forceinline__ void norm_rows(const float *x, const float *up, float
     u32 largest = 0;
 #pragma unroll
     for (int j = 0; j < VECS; j++) {
-        v[j].x = __fmul_rn(__fmul_rn(v[j].x, r), g[j].x), v[j].y = __fmul_rn(__fmul_rn(v[j].y, r), g[j].y);
-        v[j].z = __fmul_rn(__fmul_rn(v[j].z, r), g[j].z), v[j].w = __fmul_rn(__fmul_rn(v[j].w, r), g[j].w);
-        u32 most = max(max(abs_bits(v[j].x), abs_bits(v[j].y)), max(abs_bits(v[j].z), abs_bits(v[j].w)));
-        if (t + j * THREADS < vectors) largest = max(largest, most);
+        v[j] = times(times(v[j], r), g[j]);
+        // Past the row both are zero.
+        largest = max(largest, largest_bits(v[j]));
     }
     largest = block_max(largest, maxima);
     if (largest >= INF_BITS) {
@@ -304,7 +301,7 @@ __device__ __forceinline__ void norm_rows(const float *x, const float *up, float
 #pragma unroll
     for (int j = 0; j < VECS; j++) {
         u32 at = t + j * THREADS;
-        if (at < vectors) ((u32 *)q)[first + at] = pack4(v[j], scale);
+        if (at < vectors) ((u32 *)q)[first + at] = bytes_of(rounded(times(v[j], scale), 1.0f));
     }
 }
 #define NORM_ROWS(NAME, THREADS, VECS)                                                                                 \

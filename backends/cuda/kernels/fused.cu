@@ -1,161 +1,12 @@
 // The decode step: one row of activations, and as few kernels in a row as its dependences allow.
 //
 // A norm that ran on its own would keep 131 multiprocessors waiting for one. So each block of a product makes the norm of the
-// whole row for itself, straight into its shared memory, while its weights are on their way: the row is ten kilobytes, and
-// comes from the cache. The first block also stores what the separate operations would have stored.
+// whole row for itself, straight into its shared memory (fused_norm.cuh), while its weights are on their way: the row is ten
+// kilobytes, and comes from the cache. The first block also stores what the separate operations would have stored.
 //
-// All weights of a block are asked for before it waits for the kernel before it.
-#include "common.cuh"
-#include "math.cuh"
-
-// The row: x, its norm's weights, and where the int8 row and its scale go.
-struct NormRow {
-    const float *x, *w;
-    float eps;
-    u32 cols;
-    i8 *q;
-    float *scale;
-};
-
-// Rows of 64 squares that are filled up with zeros past the end, so that the sum needs no ends: +0 changes no sum of squares.
-#define ZERO_ROWS 16
-
-template <int TILES> struct Staged {
-    uint4 xs[TILES * 20];
-    float squares[TILES * TILE + ZERO_ROWS * 64];
-    float results[32];
-    u32 maxima[32];
-    float factor;
-    int sum;
-};
-
-// A thread's part of the row and of its norm's weights: VECS times four elements.
-template <int VECS> struct Part {
-    float4 v[VECS], g[VECS];
-};
-
-template <int THREADS, int VECS> __device__ __forceinline__ void load_row(Part<VECS> &part, const NormRow &row) {
-    u32 vectors = row.cols / 4;
-#pragma unroll
-    for (int j = 0; j < VECS; j++) {
-        u32 at = threadIdx.x + j * THREADS;
-        part.v[j] = at < vectors ? ((const float4 *)row.x)[at] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    }
-#pragma unroll
-    for (int j = 0; j < VECS; j++) {
-        u32 at = threadIdx.x + j * THREADS;
-        part.g[j] = at < vectors ? ((const float4 *)row.w)[at] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    }
-}
-
-// Zeros past the row. Before the kernel waits, and before a barrier.
-template <int THREADS, int TILES> __device__ __forceinline__ void clear(Staged<TILES> &s, u32 cols) {
-    for (u32 i = threadIdx.x; i < ZERO_ROWS * 16; i += THREADS)
-        ((float4 *)s.squares)[cols / 4 + i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (threadIdx.x == 0) s.sum = 0;
-}
-
-// The sum of rows of 64 values by lanes, by one warp: a thread has lanes 2t and 2t + 1, whose additions wait for each other
-// and for nothing else. Reads up to fifteen rows too many, which are zeros. In all threads.
-__device__ __forceinline__ float lane_sum(const float *values, u32 rows) {
-    const float2 *at = (const float2 *)values + threadIdx.x % 32;
-    float low = 0.0f, high = 0.0f;
-    // Eight in flight: what was added makes room for the one eight further on.
-    float2 ahead[8];
-#pragma unroll
-    for (int j = 0; j < 8; j++) ahead[j] = at[32 * j];
-    for (u32 i = 0; i < rows; i += 8) {
-        at += 256;
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            low = low + ahead[j].x, high = high + ahead[j].y;
-            ahead[j] = at[32 * j];
-        }
-    }
-    // The halvings by 32, 16, 8, 4 and 2, and the last.
-#pragma unroll
-    for (int h = 16; h; h >>= 1) low = low + __shfl_xor_sync(FULL, low, h), high = high + __shfl_xor_sync(FULL, high, h);
-    return low + high;
-}
-
-// Four values to int8; they are in range.
-__device__ __forceinline__ u32 pack4(float4 v, float scale) {
-    int x = __float2int_rn(__fmul_rn(v.x, scale)), y = __float2int_rn(__fmul_rn(v.y, scale));
-    int z = __float2int_rn(__fmul_rn(v.z, scale)), w = __float2int_rn(__fmul_rn(v.w, scale));
-    u32 high, all;
-    asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, 0;" : "=r"(high) : "r"(w), "r"(z));
-    asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(all) : "r"(y), "r"(x), "r"(high));
-    return all;
-}
-
-// Out of the way of what runs.
-__device__ __noinline__ void raise_row(FAULT, float4 v, u32 at) {
-    float e[4] = {v.x, v.y, v.z, v.w};
-    for (int i = 0; i < 4; i++)
-        if (abs_bits(e[i]) >= INF_BITS) raise_element(FAULT_ARGS, e[i], at * 4 + i);
-}
-
-// rms_norm and quantize_row of one row by a block, into `s.xs` as `gemv` lays it out and `s.sum`. Returns the row's scale.
-// TILES * TILE <= THREADS * VECS * 4, and cols is a multiple of 64. `clear` was called. Ends with a barrier.
-template <int THREADS, int VECS, int TILES>
-__device__ __forceinline__ float stage_norm(Staged<TILES> &s, Part<VECS> &mine, const NormRow &row, u32 tiles, FAULT) {
-    float4(&v)[VECS] = mine.v, (&g)[VECS] = mine.g;
-    u32 vectors = row.cols / 4, t = threadIdx.x, lane = t & 31;
-#pragma unroll
-    for (int j = 0; j < VECS; j++) {
-        u32 at = t + j * THREADS;
-        if (at < vectors)
-            ((float4 *)s.squares)[at] = make_float4(__fmul_rn(v[j].x, v[j].x), __fmul_rn(v[j].y, v[j].y),
-                                                    __fmul_rn(v[j].z, v[j].z), __fmul_rn(v[j].w, v[j].w));
-    }
-    __syncthreads();
-    if (t < 32) {
-        float sum = lane_sum(s.squares, row.cols / 64);
-        if (t == 0) s.factor = __fdiv_rn(1.0f, __fsqrt_rn(__fdiv_rn(sum, (float)row.cols) + row.eps));
-    }
-    __syncthreads();
-    float r = s.factor;
-    u32 largest = 0;
-#pragma unroll
-    for (int j = 0; j < VECS; j++) {
-        // Past the row both are zero.
-        v[j].x = __fmul_rn(__fmul_rn(v[j].x, r), g[j].x), v[j].y = __fmul_rn(__fmul_rn(v[j].y, r), g[j].y);
-        v[j].z = __fmul_rn(__fmul_rn(v[j].z, r), g[j].z), v[j].w = __fmul_rn(__fmul_rn(v[j].w, r), g[j].w);
-        u32 most = max(max(abs_bits(v[j].x), abs_bits(v[j].y)), max(abs_bits(v[j].z), abs_bits(v[j].w)));
-        if (t + j * THREADS < vectors) largest = max(largest, most);
-    }
-    largest = warp_max(largest);
-    if (lane == 0) s.maxima[t >> 5] = largest;
-    __syncthreads();
-    largest = warp_max(lane < THREADS / 32 ? s.maxima[lane] : 0);
-    bool finite = largest < INF_BITS, first = blockIdx.x == 0;
-    float scale = __fdiv_rn(127.0f, fmaxf(__uint_as_float(largest), 1e-5f));
-    int part = 0;
-#pragma unroll
-    for (int j = 0; j < VECS; j++) {
-        u32 at = t + j * THREADS, four = at < vectors && finite ? pack4(v[j], scale) : 0;
-        if (at < tiles * (TILE / 4)) ((u32 *)s.xs)[((at >> 6) * 20 + (at >> 2 & 15)) * 4 + (at & 3)] = four;
-        if (first && finite && at < vectors) ((u32 *)row.q)[at] = four;
-        part = __dp4a(0x01010101, (int)four, part);
-    }
-    if (first && !finite)
-#pragma unroll
-        for (int j = 0; j < VECS; j++)
-            if (t + j * THREADS < vectors) raise_row(FAULT_ARGS, v[j], t + j * THREADS);
-    if (first && finite && t == 0) *row.scale = scale;
-    part = __reduce_add_sync(FULL, part);
-    if (lane == 0) atomicAdd(&s.sum, part);
-    __syncthreads();
-    return scale;
-}
-
-// A row's weights, LANES threads to a row, LOADS times 16 bytes each.
-template <int LANES, int LOADS>
-__device__ __forceinline__ void ask(uint4 (&v)[LOADS], const uint4 *row, u32 sub, u32 tiles) {
-#pragma unroll
-    for (int j = 0; j < LOADS; j++)
-        v[j] = sub + LANES * j < tiles * 4 ? __ldg(row + sub + LANES * j) : make_uint4(0, 0, 0, 0);
-}
+// A block starts the next kernel only after its own wait. So a block that runs knows that all kernels but the one before it
+// are done, and blocks of two kernels at most lie on a multiprocessor; of more, those of one kernel crowd on few of them.
+#include "fused_norm.cuh"
 
 // Unsigned codes in the bits of `mask` of each byte, times int8.
 __device__ __forceinline__ int dot_masked(u32 word, u32 mask, u32 x, int acc) {
@@ -181,157 +32,212 @@ struct Sums {
     }
 };
 
-// Products of ROWS rows with the staged one, less the sum of that; in all LANES threads.
-template <int LANES, int ROWS, int LOADS, int TILES>
-__device__ __forceinline__ void products(const uint4 (&v)[ROWS][LOADS], const Staged<TILES> &s, u32 sub, u32 tiles,
-                                         int (&out)[ROWS]) {
+// Products of ROWS of the block's rows, from `first` on and `apart` from each other, with the staged one, less the sum of that;
+// in all LANES threads, of which each has LOADS times 16 bytes of a row.
+template <int LANES, int ROWS, int LOADS, int WORKERS, int TILES>
+__device__ __forceinline__ void products(u32 first, u32 apart, Staged<WORKERS, TILES> &s, u32 tiles, int (&out)[ROWS]) {
     Sums sums[ROWS];
+    u32 sub = threadIdx.x % LANES;
+    const uint4 *w = weights_of(s) + first * tiles * 4 + sub;
+    int staged = __reduce_add_sync(FULL, (threadIdx.x & 31) < WORKERS / 32 ? s.sums[threadIdx.x & 31] : 0);
 #pragma unroll
     for (int j = 0; j < LOADS; j++) {
         u32 at = sub + LANES * j;
         if (at < tiles * 4) {
             const uint4 *x = s.xs + (at >> 2) * 20 + (at & 3);
+            uint4 v[ROWS];
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) v[r] = w[r * apart * tiles * 4 + LANES * j];
 #pragma unroll
             for (int q = 0; q < 4; q++) {
                 uint4 a = x[4 * q];
 #pragma unroll
-                for (int r = 0; r < ROWS; r++) sums[r].add(pick(v[r][j], q), a);
+                for (int r = 0; r < ROWS; r++) sums[r].add(pick(v[r], q), a);
             }
         }
     }
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) out[r] = sums[r].template all<LANES>() - s.sum;
+    for (int r = 0; r < ROWS; r++) out[r] = sums[r].template all<LANES>() - staged;
 }
 
 __device__ __forceinline__ float result(int acc, float weight_scale, float x_scale) {
     return __fdiv_rn(__fmul_rn(__int2float_rn(acc), weight_scale), x_scale);
 }
 
+// A block of WORKERS threads and the keeper: the norm of a row, and products of ROWS rows for each LANES threads. `copies` says
+// where the block's `bytes` of weights are, in `count` pieces, and where they go; a thread's rows are `first` and those `apart`
+// from it; `early` reads what is needed last; `done` takes the products and the row's scale.
+template <int WORKERS, int LANES, int ROWS, int LOADS, int VECS, int TILES, typename Copies, typename Early, typename Done>
+__device__ __forceinline__ void norm_products(const NormRow &row, u32 tiles, u32 count, u32 bytes, Copies copies, u32 first,
+                                              u32 apart, Early early, Done done, FAULT) {
+    extern __shared__ __align__(128) u8 block_memory[];
+    Staged<WORKERS, TILES> &s = *(Staged<WORKERS, TILES> *)block_memory;
+    if (threadIdx.x >= WORKERS) {
+        u32 lane = threadIdx.x & 31, most = 0;
+        expect(&s.norm_arrived, row.cols * 4);
+        expect(&s.arrived, bytes);
+        bring(1, [&](u32) { return Copy{s.w, row.w, row.cols * 4}; }, &s.norm_arrived);
+        bring(count, [&](u32 i) { return copies(i, weights_of(s)); }, &s.arrived);
+        for (u32 i = lane; i < ZERO_ROWS * 16; i += 32) ((float4 *)s.x)[row.cols / 4 + i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        // From here on workers may look at what counts arrivals.
+        meet(READY, WORKERS + 32);
+        wait_for(&s.norm_arrived);
+        for (u32 i = lane; i < row.cols / 4; i += 32) most = max(most, largest_bits(((const float4 *)s.w)[i]));
+        bool heavy = warp_max(most) > 0x53800000;
+        wait_for_previous();
+        start_next();
+        keep<WORKERS, VECS>(s, row, heavy);
+        __syncthreads();
+        return;
+    }
+    meet(READY, WORKERS + 32);
+    wait_for_previous();
+    start_next();
+    early();
+    stage_guess<WORKERS, VECS>(s, row, tiles);
+    int acc[ROWS];
+    bool finite = true;
+#pragma unroll 1
+    for (bool again = false;; again = true) {
+        products<LANES, ROWS, LOADS>(first, apart, s, tiles, acc);
+        if (__builtin_expect(again, 0)) break;
+        __syncthreads();
+        if (__builtin_expect(s.kept, 1)) break;
+        finite = stage_again<WORKERS, VECS>(s, row, tiles);
+    }
+    float scale = s.scale;
+    done(acc, scale);
+    if (__builtin_expect(blockIdx.x != 0, 1)) return;
+    if (finite) {
+        if (!s.kept && threadIdx.x == 0) *row.scale = scale;
+        for (u32 at = threadIdx.x; at < row.cols / 4; at += WORKERS) ((u32 *)row.q)[at] = ((const u32 *)s.xs)[place_of(at)];
+    } else {
+#pragma unroll 1
+        for (u32 i = threadIdx.x; i < row.cols; i += WORKERS) {
+            float y = __fmul_rn(__fmul_rn(s.x[i], s.factor), s.w[i]);
+            if (abs_bits(y) >= INF_BITS) raise_element(FAULT_ARGS, y, i);
+        }
+    }
+}
+
 // The kernels below have at most 128 blocks at the shapes of the 2B-4T model: one on a multiprocessor, so that none waits for
 // two, and no norm is made twice on one.
 
-// rms_norm_quantize and a product, stored or added: a warp a row.
+// rms_norm_quantize and a product, stored or added.
 #define GEMV_ROWS 20
-template <int LOADS, int VECS, int TILES>
-__device__ __forceinline__ void norm_gemv(const NormRow &row, u32 tiles, const uint4 *w, float *y, u32 n, float scale,
-                                          u32 mode, FAULT) {
-    const int threads = GEMV_ROWS * 32;
-    __shared__ Staged<TILES> s;
-    u32 sub = threadIdx.x & 31, at = blockIdx.x * GEMV_ROWS + (threadIdx.x >> 5);
-    uint4 v[1][LOADS];
-    int acc[1];
-    start_next();
-    ask<32>(v[0], w + (u64)min(at, n - 1) * tiles * 4, sub, tiles);
-    prefetch_row(row.w, row.cols);
-    clear<threads>(s, row.cols);
-    wait_for_previous();
-    Part<VECS> part;
-    load_row<threads>(part, row);
-    // Read early: it is needed last.
-    float before = mode & ADD && sub == 0 && at < n ? y[at] : 0.0f;
-    float x_scale = stage_norm<threads>(s, part, row, tiles, FAULT_ARGS);
-    products<32>(v, s, sub, tiles, acc);
-    float out = result(acc[0], scale, x_scale);
-    if (sub == 0 && at < n) y[at] = mode & ADD ? before + out : out;
+template <int WORKERS, int LANES, int ROWS, int LOADS, int VECS, int TILES>
+__device__ __forceinline__ void norm_gemv_of(const NormRow &row, u32 tiles, const uint4 *w, float *y, u32 n, float scale,
+                                             u32 mode, FAULT) {
+    static_assert(WORKERS / LANES * ROWS == GEMV_ROWS && ROWS <= 2, "the workers have all rows");
+    u32 block = blockIdx.x * GEMV_ROWS, first = threadIdx.x / LANES * ROWS, at = block + first;
+    u32 bytes = min((u32)GEMV_ROWS, n - block) * tiles * 64;
+    // A thread of its own divides for each row.
+    u32 lane = threadIdx.x % LANES, mine = at + lane;
+    bool last = lane < ROWS && mine < n;
+    float before = 0.0f;
+    norm_products<WORKERS, LANES, ROWS, LOADS, VECS, TILES>(
+        row, tiles, 1, bytes, [&](u32, uint4 *to) { return Copy{to, w + (u64)block * tiles * 4, bytes}; }, first, 1,
+        [&]() {
+            if (last && mode & ADD) before = y[mine];
+        },
+        [&](int (&acc)[ROWS], float x_scale) {
+            float out = result(ROWS == 2 && lane & 1 ? acc[ROWS - 1] : acc[0], scale, x_scale);
+            if (last) y[mine] = mode & ADD ? before + out : out;
+        },
+        FAULT_ARGS);
 }
-#define NORM_GEMV(NAME, LOADS, VECS, TILES)                                                                            \
-    KERNEL __launch_bounds__(GEMV_ROWS * 32)                                                                           \
+#define NORM_GEMV(NAME, BLOCKS, WORKERS, LANES, ROWS, LOADS, VECS, TILES)                                              \
+    KERNEL __launch_bounds__(WORKERS + 32, BLOCKS)                                                                     \
         NAME(const float *x, const float *norm, float eps, u32 cols, i8 *q, float *x_scale, u32 tiles,                 \
              const uint4 *w, float *y, u32 n, float scale, u32 mode, FAULT) {                                          \
-        norm_gemv<LOADS, VECS, TILES>({x, norm, eps, cols, q, x_scale}, tiles, w, y, n, scale, mode, FAULT_ARGS);      \
+        norm_gemv_of<WORKERS, LANES, ROWS, LOADS, VECS, TILES>({x, norm, eps, cols, q, x_scale}, tiles, w, y, n, scale, mode, FAULT_ARGS); \
     }
-NORM_GEMV(norm_gemv, 2, 1, 10)
-NORM_GEMV(norm_gemv_wide, 4, 3, 28)
+NORM_GEMV(norm_gemv, 3, 160, 8, 1, 5, 4, 10)
+NORM_GEMV(norm_gemv_wide, 1, 320, 32, 2, 4, 6, 28)
 
-// rms_norm_quantize, two products of n rows, and relu_squared_mul of theirs: 54 rows of each a block. Sixteen threads share a row
-// of both, so that what they read of the activations serves two.
-#define PAIR_ROWS 54
-KERNEL __launch_bounds__(PAIR_ROWS * 16) norm_gate_up(const float *x, const float *norm, float eps, u32 cols, i8 *q,
-                                                      float *x_scale, u32 tiles, const uint4 *w0, float *y0, float s0,
-                                                      const uint4 *w1, float *y1, float s1, float *y, u32 n, FAULT) {
-    const int threads = PAIR_ROWS * 16;
-    __shared__ Staged<10> s;
-    u32 sub = threadIdx.x & 15, at = blockIdx.x * PAIR_ROWS + (threadIdx.x >> 4);
-    u64 from = (u64)min(at, n - 1) * tiles * 4;
-    uint4 v[2][3];
-    int acc[2];
-    start_next();
-    ask<16>(v[0], w0 + from, sub, tiles);
-    ask<16>(v[1], w1 + from, sub, tiles);
-    prefetch_row(norm, cols);
-    clear<threads>(s, cols);
-    wait_for_previous();
-    NormRow row = {x, norm, eps, cols, q, x_scale};
-    Part<1> part;
-    load_row<threads>(part, row);
-    float scale = stage_norm<threads>(s, part, row, tiles, FAULT_ARGS);
-    products<16>(v, s, sub, tiles, acc);
-    float gate = result(acc[0], s0, scale), up = result(acc[1], s1, scale), r = fmaxf(gate, 0.0f);
-    if (sub == 0 && at < n) {
-        y0[at] = gate;
-        y1[at] = up;
-        y[at] = __fmul_rn(__fmul_rn(r, r), up);
-    }
+// rms_norm_quantize, two products of n rows, and relu_squared_mul of theirs. Eight threads have two rows of both, so that what
+// they read of the activations serves four.
+#define PAIR_ROWS 56
+#define PAIR_WORKERS (PAIR_ROWS / 2 * 8)
+KERNEL __launch_bounds__(PAIR_WORKERS + 32, 2)
+    norm_gate_up(const float *x, const float *norm, float eps, u32 cols, i8 *q, float *x_scale, u32 tiles, const uint4 *w0,
+                 float *y0, float s0, const uint4 *w1, float *y1, float s1, float *y, u32 n, FAULT) {
+    // A thread's rows are `first` and `first + PAIR_ROWS / 2` of one weight, and then of the other.
+    u32 block = blockIdx.x * PAIR_ROWS, first = threadIdx.x / 8, bytes = min((u32)PAIR_ROWS, n - block) * tiles * 64;
+    norm_products<PAIR_WORKERS, 8, 4, 5, 3, 10>(
+        {x, norm, eps, cols, q, x_scale}, tiles, 2, 2 * bytes,
+        [&](u32 i, uint4 *to) { return Copy{to + i * PAIR_ROWS * tiles * 4, (i ? w1 : w0) + (u64)block * tiles * 4, bytes}; },
+        first, PAIR_ROWS / 2, []() {},
+        [&](int (&acc)[4], float scale) {
+            // Four threads divide: the gates of two rows, and what goes up.
+            bool second = threadIdx.x & 1, goes_up = threadIdx.x & 2;
+            u32 at = block + first + second * (PAIR_ROWS / 2);
+            int sum = goes_up ? second ? acc[3] : acc[2] : second ? acc[1] : acc[0];
+            float out = result(sum, goes_up ? s1 : s0, scale), up = __shfl_xor_sync(FULL, out, 2), r = fmaxf(out, 0.0f);
+            if (threadIdx.x % 8 >= 4 || at >= n) return;
+            (goes_up ? y1 : y0)[at] = out;
+            if (!goes_up) y[at] = __fmul_rn(__fmul_rn(r, r), up);
+        },
+        FAULT_ARGS);
 }
 
 // rms_norm_quantize, the products q, k and v, the rotation of q and k, and kv_write. Rows come in pairs that turn with each
-// other, one from each half of a head: fifteen pairs a block, sixteen threads a row. Values are paired too, though they stay
-// as they are.
-#define TURNED_ROWS 15
-KERNEL __launch_bounds__(TURNED_ROWS * 32)
+// other, one from each half of a head: eight threads have one. Values are paired too, though they stay as they are.
+#define TURNED_PAIRS 16
+#define TURNED_LANES 8
+#define TURNED_WORKERS (TURNED_PAIRS * TURNED_LANES)
+KERNEL __launch_bounds__(TURNED_WORKERS + 32, 3)
     norm_qkv(const float *x, const float *norm, float eps, u32 cols, i8 *q8, float *x_scale, u32 tiles, const uint4 *wq,
              float sq, float *q, const uint4 *wk, float sk, float *k, const uint4 *wv, float sv, float *v, u32 heads,
              u32 kv_heads, u32 half, const u32 *positions, u32 known, const float *cos, const float *sin, u32 capacity,
              float *k_cache, float *v_cache, FAULT, u64 position_seq) {
-    const int threads = TURNED_ROWS * 32;
-    __shared__ Staged<10> s;
-    u32 pairs = (heads + 2 * kv_heads) * half, first = blockIdx.x * TURNED_ROWS;
-    u32 sub = threadIdx.x & 15, slot = threadIdx.x >> 4;
-    // Where a pair is: 0, 1 and 2 for q, k and v, and the row of its first.
+    u32 pairs = (heads + 2 * kv_heads) * half, block = blockIdx.x * TURNED_PAIRS;
+    // Where a pair is: 0, 1 and 2 for q, k and v, the row of its first, and which of the head's it is.
     struct Pair {
         u32 kind, row, e;
     };
-    auto place = [&](u32 pair) {
-        u32 head = pair / half, e = pair % half;
+    auto place = [&](u32 i) {
+        u32 pair = min(block + i, pairs - 1), head = pair / half, e = pair % half;
         u32 kind = head < heads ? 0 : head < heads + kv_heads ? 1 : 2;
         head -= kind == 0 ? 0 : kind == 1 ? heads : heads + kv_heads;
         return Pair{kind, head * 2 * half + e, e};
     };
-    Pair mine = place(min(first + slot % TURNED_ROWS, pairs - 1));
-    uint4 a[1][3];
-    int acc[1];
-    start_next();
-    ask<16>(a[0], (mine.kind == 0 ? wq : mine.kind == 1 ? wk : wv) + (u64)(mine.row + slot / TURNED_ROWS * half) * tiles * 4,
-            sub, tiles);
-    prefetch_row(norm, cols);
-    clear<threads>(s, cols);
-    wait_for_previous();
-    NormRow row = {x, norm, eps, cols, q8, x_scale};
-    Part<2> part;
-    load_row<threads>(part, row);
-    u32 p = positions[0], pair = first + threadIdx.x;
-    bool known_position = p < min(known, capacity), last = threadIdx.x < TURNED_ROWS && pair < pairs;
-    Pair turned = place(min(pair, pairs - 1));
+    Pair mine = place(threadIdx.x / TURNED_LANES);
+    // The first thread of a pair's has its first row in the end, the second its second.
+    u32 which = threadIdx.x % TURNED_LANES, p = 0;
+    bool last = block + threadIdx.x / TURNED_LANES < pairs && which < 2, known_position = false;
     float c = 1.0f, turn = 0.0f;
-    if (known_position && last) c = cos[(u64)p * half + turned.e], turn = sin[(u64)p * half + turned.e];
-    float scale = stage_norm<threads>(s, part, row, tiles, FAULT_ARGS);
-    products<16>(a, s, sub, tiles, acc);
-    float out = result(acc[0], mine.kind == 0 ? sq : mine.kind == 1 ? sk : sv, scale);
-    if (sub == 0) s.results[slot] = out;
-    __syncthreads();
-    if (!known_position && blockIdx.x == 0 && threadIdx.x == 0)
-        raise_fault(fault_word, fault_raised, position_seq, F_INDEX, 0);
-    if (!last) return;
-    float low = s.results[threadIdx.x], high = s.results[threadIdx.x + TURNED_ROWS];
-    if (known_position && turned.kind < 2) {
-        float l = __fmul_rn(low, c) - __fmul_rn(high, turn), h = __fmul_rn(high, c) + __fmul_rn(low, turn);
-        low = l, high = h;
-    }
-    float *to = (turned.kind == 0 ? q : turned.kind == 1 ? k : v) + turned.row;
-    to[0] = low;
-    to[half] = high;
-    if (turned.kind == 0 || !known_position) return;
-    float *cache = (turned.kind == 1 ? k_cache : v_cache) + (u64)p * kv_heads * 2 * half + turned.row;
-    cache[0] = low;
-    cache[half] = high;
+    // Where a head's half is a whole number of blocks' pairs, the rows of either half lie together.
+    bool together = half % TURNED_PAIRS == 0;
+    u32 pieces = together ? 2 : 2 * TURNED_PAIRS, piece = 2 * TURNED_PAIRS / pieces;
+    norm_products<TURNED_WORKERS, TURNED_LANES, 2, 5, 5, 10>(
+        {x, norm, eps, cols, q8, x_scale}, tiles, pieces, 2 * TURNED_PAIRS * tiles * 64,
+        [&](u32 i, uint4 *to) {
+            Pair of = place(i * piece % TURNED_PAIRS);
+            const uint4 *w = of.kind == 0 ? wq : of.kind == 1 ? wk : wv;
+            u64 row = of.row + i * piece / TURNED_PAIRS * half;
+            return Copy{to + i * piece * tiles * 4, w + row * tiles * 4, piece * tiles * 64};
+        },
+        threadIdx.x / TURNED_LANES, TURNED_PAIRS,
+        [&]() {
+            p = positions[0];
+            known_position = p < min(known, capacity);
+            if (known_position && mine.kind < 2) {
+                c = cos[(u64)p * half + mine.e], turn = sin[(u64)p * half + mine.e];
+                // a * c - b * s and b * c + a * s.
+                if (which == 0) turn = -turn;
+            }
+        },
+        [&](int (&acc)[2], float scale) {
+            float out = result(which == 1 ? acc[1] : acc[0], mine.kind == 0 ? sq : mine.kind == 1 ? sk : sv, scale);
+            float other = __shfl_xor_sync(FULL, out, 1);
+            if (__builtin_expect(!known_position && blockIdx.x == 0 && threadIdx.x == 0, 0))
+                raise_fault(fault_word, fault_raised, position_seq, F_INDEX, 0);
+            if (!last) return;
+            if (known_position && mine.kind < 2) out = __fmul_rn(out, c) + __fmul_rn(other, turn);
+            (mine.kind == 0 ? q : mine.kind == 1 ? k : v)[mine.row + which * half] = out;
+            if (mine.kind == 0 || !known_position) return;
+            (mine.kind == 1 ? k_cache : v_cache)[(u64)p * kv_heads * 2 * half + mine.row + which * half] = out;
+        },
+        FAULT_ARGS);
 }

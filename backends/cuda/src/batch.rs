@@ -7,13 +7,16 @@
 
 use tersor_core::Result;
 
-use crate::driver::{Args, Driver, Graph, Grid, Kernel};
+use crate::driver::{Address, Args, Driver, Graph, Grid, Kernel};
 
 /// Launches of the first batch after a wait, and of the largest.
 const FIRST: usize = 16;
 const LARGEST: usize = 128;
 /// Sequences that are remembered. A decode step has a handful.
 const REMEMBERED: usize = 64;
+
+/// The parameters of `attention_cluster` that say what to bring nearer; see `kernels/decode_attention.cu`.
+const AHEAD: std::ops::Range<usize> = 12..15;
 
 /// A launch to come.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +48,8 @@ impl Sequence {
 pub(crate) struct Batch {
     held: Vec<Launch>,
     limit: usize,
+    /// Where the launch before the next wrote the last position, and nothing else: the positions and both caches.
+    newest: Option<[Address; 3]>,
     seen: Vec<Sequence>,
     /// Sequences so far.
     count: u64,
@@ -54,7 +59,14 @@ pub(crate) struct Batch {
 
 impl Default for Batch {
     fn default() -> Self {
-        Batch { held: Vec::with_capacity(LARGEST), limit: FIRST, seen: Vec::new(), count: 0, graphs: true }
+        Batch {
+            held: Vec::with_capacity(LARGEST),
+            limit: FIRST,
+            newest: None,
+            seen: Vec::new(),
+            count: 0,
+            graphs: true,
+        }
     }
 }
 
@@ -64,12 +76,36 @@ impl Batch {
     /// # Safety
     /// As for [`Driver::launch`], from now until the work is done.
     pub(crate) unsafe fn push(&mut self, driver: &Driver, launch: Launch) -> Result<()> {
+        self.newest = None;
         self.held.push(launch);
         if self.held.len() < self.limit {
             return Ok(());
         }
         self.limit = (2 * self.limit).min(LARGEST);
         self.send(driver)
+    }
+
+    /// Says that the launch that was just pushed wrote only the last position of caches, of those that attention of one row
+    /// reads.
+    pub(crate) fn wrote_newest(&mut self, at: [Address; 3]) {
+        self.newest = Some(at);
+    }
+
+    /// Whether the launch before the next did.
+    pub(crate) fn is_newest(&self, at: [Address; 3]) -> bool {
+        self.newest == Some(at)
+    }
+
+    /// Lets an attention just before what comes bring memory nearer that this reads: half of `bytes` from each place. All of
+    /// it would be in the way of what attention reads itself.
+    pub(crate) fn bring_nearer(&mut self, places: [Address; 2], bytes: u64) {
+        let last = self.held.iter_mut().rev().take(2).find(|l| l.kernel == Kernel::AttentionCluster);
+        let Some(attention) = last else { return };
+        // Whole lines.
+        let half = (bytes / 2).min(1 << 30) / 128 * 128;
+        for (index, v) in AHEAD.zip([places[0], places[1], half]) {
+            attention.args.set(index, v);
+        }
     }
 
     /// Sends off what is held, however little; the next batch is a first one.

@@ -85,6 +85,10 @@ const WARPGROUPS: [Kernel; 8] = [
 
 /// Those with scores, tokens or sums in dynamic shared memory.
 const LARGE: &[Kernel] = &[
+    Kernel::NormGemv,
+    Kernel::NormGemvWide,
+    Kernel::NormGateUp,
+    Kernel::NormQkv,
     Kernel::Gemm256x128,
     Kernel::Gemm128x128,
     Kernel::Gemm192x64,
@@ -125,6 +129,13 @@ const LARGE: &[Kernel] = &[
     Kernel::GemmRowsShort4,
 ];
 
+/// Kernels of a decode step, of which blocks of two lie on a multiprocessor. It divides its memory between a cache and shared
+/// memory once for all that it runs; kernels that want other divisions wait for each other.
+const STEP: &[Kernel] =
+    &[Kernel::NormGemv, Kernel::NormGemvWide, Kernel::NormGateUp, Kernel::NormQkv, Kernel::AttentionCluster];
+/// Their shared memory, in per cent of all.
+const STEP_SHARED: i32 = 75;
+
 /// The image for a GPU: its name in kernel names, and the bytes.
 fn image((major, _): (i32, i32)) -> (&'static str, &'static [u8]) {
     match major {
@@ -158,6 +169,12 @@ impl Args {
     }
     pub(crate) fn f32(self, v: f32) -> Self {
         self.u32(v.to_bits())
+    }
+    /// Changes an argument.
+    pub(crate) fn set(&mut self, index: usize, v: u64) {
+        if let Some(arg) = self.0.get_mut(index) {
+            *arg = v;
+        }
     }
     /// As the driver takes them.
     fn pointers(&mut self) -> [*mut c_void; 32] {
@@ -288,6 +305,13 @@ impl Driver {
                     continue;
                 }
                 check("cuFuncSetAttribute", sys::cuFuncSetAttribute(f, attribute, d.dynamic_shared() as i32))?;
+            }
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            for kernel in STEP {
+                check(
+                    "cuFuncSetAttribute",
+                    sys::cuFuncSetAttribute(d.functions[*kernel as usize], attribute, STEP_SHARED),
+                )?;
             }
         }
         Ok(d)

@@ -12,13 +12,53 @@ use crate::memory::Device;
 use crate::pack::TILE;
 use crate::queue::{Gate, Gemv, Item, KvWrite, Norm, Rope};
 
-/// Tiles of a row that the fused kernels hold; see `kernels/fused.cu`.
+/// Tiles of a row that the fused kernels hold; see `kernels/fused.cu`, as for what follows.
 const TILES: u32 = 10;
 const WIDE_TILES: u32 = 28;
-/// Rows of a block of `norm_gemv`, of each product of `norm_gate_up`, and pairs of rows of `norm_qkv`.
-const GEMV_ROWS: u32 = 20;
-const PAIR_ROWS: u32 = 54;
-const TURNED_ROWS: u32 = 15;
+
+/// A fused kernel: the threads that have rows of weights (one more warp keeps the norm's sum), the rows of weights that its
+/// block holds, the tiles of a row it has room for, and the least shared memory its block takes.
+///
+/// A block that starts early, beside those of the kernel before it, goes wherever there is room, and two of one kernel on a
+/// multiprocessor take twice as long. The least is what was fastest of some dozens on an H100: see `docs/performance-cuda.md`.
+struct Fused {
+    workers: u32,
+    rows: u32,
+    tiles: u32,
+    least: u32,
+}
+
+const GEMV: Fused = Fused { workers: 160, rows: 20, tiles: TILES, least: 115_000 };
+const WIDE_GEMV: Fused = Fused { workers: 320, rows: 20, tiles: WIDE_TILES, least: 0 };
+/// Rows are of both products together, here and in the next pairs that turn with each other.
+const GATE_UP: Fused = Fused { workers: 224, rows: 2 * 56, tiles: TILES, least: 0 };
+const QKV: Fused = Fused { workers: 128, rows: 2 * 16, tiles: TILES, least: 66_000 };
+
+impl Fused {
+    /// Bytes of shared memory for rows of so many tiles; the norm's part is `STAGED_BYTES` in `kernels/fused_norm.cuh`.
+    const fn shared(&self, tiles: u32) -> u32 {
+        let staged = (2368 * self.tiles + 4096 + self.workers + 320).next_multiple_of(128);
+        let bytes = staged + self.rows * tiles * 64;
+        if bytes < self.least { self.least } else { bytes }
+    }
+
+    const fn grid(&self, blocks: u32, tiles: u32) -> Grid {
+        Grid { x: blocks, y: 1, threads: self.workers + 32, shared: self.shared(tiles) }
+    }
+}
+
+/// Bytes of dynamic shared memory without which the fused kernels are not used.
+const FUSED_SHARED: u32 = {
+    let all = [GEMV.shared(TILES), WIDE_GEMV.shared(WIDE_TILES), GATE_UP.shared(TILES), QKV.shared(TILES)];
+    let (mut most, mut i) = (0, 0);
+    while i < all.len() {
+        if all[i] > most {
+            most = all[i];
+        }
+        i += 1;
+    }
+    most
+};
 /// Columns that `norm_rows` and `norm_rows_wide` have room for, and the threads of the latter.
 const NORM_COLS: u32 = 2560;
 const WIDE_NORM_COLS: u32 = 7168;
@@ -195,6 +235,7 @@ fn writes_cache(n: &Norm, [q, k, v]: [&Gemv; 3], [rq, rk]: [&Rope; 2], kv: &KvWr
 impl Device {
     /// Launches what the queue holds: the longest groups that are whole.
     pub(crate) fn launch_groups(&self, items: &[Item]) -> Result<()> {
+        let fused = self.driver.dynamic_shared() >= FUSED_SHARED;
         match items {
             [] => Ok(()),
             [
@@ -205,8 +246,8 @@ impl Device {
                 Item::Rope(rq),
                 Item::Rope(_),
                 Item::KvWrite(kv),
-            ] => self.norm_qkv(n, [q, k, v], rq, kv),
-            [Item::Norm(n), Item::Gemv(a), Item::Gemv(b), Item::Gate(g)] => self.norm_gate_up(n, a, b, g),
+            ] if fused => self.norm_qkv(n, [q, k, v], rq, kv),
+            [Item::Norm(n), Item::Gemv(a), Item::Gemv(b), Item::Gate(g)] if fused => self.norm_gate_up(n, a, b, g),
             [Item::Norm(n), products @ ..] if n.many && !products.is_empty() => {
                 self.norm_stage(n, products)?;
                 self.staged_products(products)
@@ -215,7 +256,9 @@ impl Device {
                 self.gate_norm_stage(g, n, products)?;
                 self.staged_products(products)
             }
-            [Item::Norm(n), Item::Gemv(g)] if g.add || g.tiles <= TILES && adds(n, g) => self.norm_gemv(n, g),
+            [Item::Norm(n), Item::Gemv(g)] if fused && (g.add || g.tiles <= TILES && adds(n, g)) => {
+                self.norm_gemv(n, g)
+            }
             [Item::Gemv(a), Item::Gemv(b), Item::Gemv(c), rest @ ..] => {
                 self.gemvs([Some(*a), Some(*b), Some(*c)])?;
                 self.launch_groups(rest)
@@ -265,17 +308,20 @@ impl Device {
     }
 
     fn norm_gemv(&self, n: &Norm, g: &Gemv) -> Result<()> {
-        let kernel = if g.tiles > TILES { Kernel::NormGemvWide } else { Kernel::NormGemv };
+        let (kernel, fused) =
+            if g.tiles > TILES { (Kernel::NormGemvWide, WIDE_GEMV) } else { (Kernel::NormGemv, GEMV) };
         let args = norm_args(n).u32(g.tiles).u64(g.w).u64(g.y).u32(g.n).f32(g.scale).u32(u32::from(g.add));
+        let grid = fused.grid(g.n.div_ceil(fused.rows), g.tiles);
         // SAFETY: as above; parameters as in fused.cu, rows no longer than it has room for.
-        unsafe { self.push(kernel, Grid::new(g.n.div_ceil(GEMV_ROWS), GEMV_ROWS * 32), args.fault(n.fault)) }
+        unsafe { self.push(kernel, grid, args.fault(n.fault)) }
     }
 
     fn norm_gate_up(&self, n: &Norm, a: &Gemv, b: &Gemv, g: &Gate) -> Result<()> {
         let args = norm_args(n).u32(a.tiles).u64(a.w).u64(a.y).f32(a.scale).u64(b.w).u64(b.y).f32(b.scale);
         let args = args.u64(g.y).u32(a.n).fault(n.fault);
+        self.bring_nearer([a.w, b.w], u64::from(a.n) * u64::from(a.tiles) * 64);
         // SAFETY: as above.
-        unsafe { self.push(Kernel::NormGateUp, Grid::new(a.n.div_ceil(PAIR_ROWS), PAIR_ROWS * 16), args) }
+        unsafe { self.push(Kernel::NormGateUp, GATE_UP.grid(a.n.div_ceil(GATE_UP.rows / 2), a.tiles), args) }
     }
 
     fn norm_qkv(&self, n: &Norm, parts: [&Gemv; 3], r: &Rope, kv: &KvWrite) -> Result<()> {
@@ -284,9 +330,11 @@ impl Device {
         let kv_heads = kv.width / (2 * r.half);
         let args = args.u32(r.heads).u32(kv_heads).u32(r.half).u64(r.positions).u32(r.known).u64(r.cos).u64(r.sin);
         let args = args.u32(kv.capacity).u64(kv.k_cache).u64(kv.v_cache).fault(n.fault).fault_number(r.fault);
-        let blocks = ((r.heads + 2 * kv_heads) * r.half).div_ceil(TURNED_ROWS);
+        let blocks = ((r.heads + 2 * kv_heads) * r.half).div_ceil(QKV.rows / 2);
         // SAFETY: as above.
-        unsafe { self.push(Kernel::NormQkv, Grid::new(blocks, TURNED_ROWS * 32), args) }
+        unsafe { self.push(Kernel::NormQkv, QKV.grid(blocks, parts[0].tiles), args) }?;
+        self.wrote_newest([kv.positions, kv.k_cache, kv.v_cache]);
+        Ok(())
     }
 
     fn gemvs(&self, parts: [Option<Gemv>; 3]) -> Result<()> {

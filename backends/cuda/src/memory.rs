@@ -229,6 +229,23 @@ impl Device {
         loaded.map(|((_, name), launched)| (*name, launched.load(Ordering::Relaxed)))
     }
 
+    /// Launches what the queue holds.
+    pub(crate) fn drained(&self) -> Result<()> {
+        let mut queue = self.queue();
+        self.drain(&mut queue)
+    }
+
+    /// See [`Batch::wrote_newest`], [`Batch::is_newest`] and [`Batch::bring_nearer`].
+    pub(crate) fn wrote_newest(&self, at: [Address; 3]) {
+        self.batch().wrote_newest(at);
+    }
+    pub(crate) fn is_newest(&self, at: [Address; 3]) -> bool {
+        self.batch().is_newest(at)
+    }
+    pub(crate) fn bring_nearer(&self, places: [Address; 2], bytes: u64) {
+        self.batch().bring_nearer(places, bytes);
+    }
+
     pub(crate) fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

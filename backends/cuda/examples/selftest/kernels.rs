@@ -63,6 +63,7 @@ fn all(backend: &dyn QuantBackend) -> Vec<Result> {
         layer(&mut w, rows);
     }
     norms(&mut w);
+    guesses(&mut w);
     attention(&mut w);
     tables(&mut w);
     small_ops(&mut w);
@@ -240,6 +241,50 @@ fn norms(w: &mut Work<'_>) {
         w.run(Op::QuantizeRows { x: x.input(), cols, q: q.output(), scales: s.output() });
         w.take(format!("{rows} x {cols} quantized"), &q, |v: i8| v as u32);
         w.take_floats(format!("scales of {rows} x {cols} quantized"), &s);
+    }
+}
+
+/// Rows whose norm is made by the blocks of the product that takes it, which guess the int8 row and check the guess: rows that
+/// have values near a half of the int8 grid, as every seventh has, and rows for which the guess does not hold: many equal
+/// values, zeros, magnitudes at the clamp of the scale and far out, and weights of norms beyond 2^40.
+fn guesses(w: &mut Work<'_>) {
+    for k in [2560, 6912] {
+        let n = 40;
+        let packed = w.pack(&i2s(Shape::new(n, k).unwrap(), k as u64));
+        let values = noise(k + 4 * 64);
+        let ordinary = |i: usize| values[4 * i..4 * i + k].to_vec();
+        let mut rows: Vec<(String, Vec<f32>, f32)> =
+            (0..64).map(|i| (format!("ordinary row {i}"), ordinary(i), 1.0)).collect();
+        let scaled = |by: f32| ordinary(1).iter().map(|v| v * by).collect::<Vec<_>>();
+        let grid = ordinary(2).iter().map(|v| (v * 254.0).round() / 2.0).collect();
+        let spike = (0..k).map(|i| if i == 77 { 3.0 } else { 0.0 }).collect();
+        let equal = (0..k).map(|i| if i % 3 == 0 { -0.75 } else { 0.75 }).collect();
+        for (name, row, by) in [
+            ("zeros", vec![0.0; k], 1.0),
+            ("a spike", spike, 1.0),
+            ("equal magnitudes", equal, 1.0),
+            ("halves of the grid", grid, 1.0),
+            ("below the clamp", scaled(1e-9), 1.0),
+            ("near the clamp", scaled(3e-8), 1.0),
+            ("subnormal squares", scaled(1e-21), 1.0),
+            ("large", scaled(1e11), 1.0),
+            ("larger", scaled(1e15), 1.0),
+            ("heavy norm", ordinary(3), 1e15),
+            ("light norm", ordinary(4), 1e-15),
+            ("large row, light norm", scaled(1e13), 1e-30),
+        ] {
+            rows.push((name.into(), row, by));
+        }
+        for (name, row, by) in rows {
+            let x = w.buffer(&row);
+            let weight = w.buffer(&noise(k).iter().map(|v| (v + 1.5) * by).collect::<Vec<_>>());
+            let (mut q, mut s, mut y) = (w.codes(k), w.scales(1), w.floats(n));
+            w.norm(&x, &weight, &mut q, &mut s);
+            w.multiply(&packed, (&q, &s), &mut y, Epilogue::Add);
+            w.take_floats(format!("{name} of {k}, norm and product"), &y);
+            w.take(format!("{name} of {k}, int8"), &q, |v: i8| v as u32);
+            w.take_floats(format!("{name} of {k}, scale"), &s);
+        }
     }
 }
 

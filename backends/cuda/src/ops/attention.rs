@@ -26,10 +26,13 @@ pub(crate) fn room(device: &Device) -> usize {
 /// What `attention_cluster` is for: heads of 128 elements, and so few rows that one block a head would leave the GPU idle.
 const CLUSTER_HEAD: usize = 128;
 const CLUSTER_ROWS: usize = 8;
-const CLUSTER: usize = 8;
-/// Chunks of values that it holds, and the floats of one.
-const HELD: u32 = 16;
-const CHUNK: u32 = 64 * 16 + 16;
+const CLUSTER: usize = 4;
+/// The least shared memory of its block; see `groups` for why there is one.
+const CLUSTER_SHARED: u32 = 90_000;
+/// Chunks of values that it holds, at least and at most, and the floats of one.
+const HELD: u32 = 8;
+const HELD_MOST: u32 = 16;
+const CHUNK: u32 = 64 * 32 + 16;
 
 /// Rows from which on tiles of them share keys and values, and the bytes of scores that may lie in memory between the kernels.
 const TILED_ROWS: usize = 33;
@@ -90,9 +93,16 @@ impl CudaStream {
         let (kernel, grid, args) = if self.clustered(g, positions.len()) && v.is_multiple_of(16) {
             let x = count("blocks of all rows", blocks * CLUSTER)?;
             let scores = room.next_multiple_of(64);
-            let grid = Grid { x, y: 1, threads: 256, shared: 4 * (scores + (scores / 64).min(HELD) * CHUNK) };
+            let fits = (self.device.driver.dynamic_shared() / 4).saturating_sub(scores) / CHUNK;
+            let held = fits.clamp(HELD, HELD_MOST).min(scores / 64);
+            let shared = (4 * (scores + held * CHUNK)).max(CLUSTER_SHARED).min(self.device.driver.dynamic_shared());
+            let grid = Grid { x, y: 1, threads: 512, shared };
             let args = args.u64(positions_at).u64(first).u32(capacity).u64(k).u64(v).u64(y).u32(scores);
-            (Kernel::AttentionCluster, grid, args)
+            // What was written by the launch before is all that it has to wait for.
+            self.device.drained()?;
+            let newest = positions.len() == 1 && first == 0 && self.device.is_newest([positions_at, k, v]);
+            // The last three are set by what comes later, if it does: see `Batch::bring_nearer`.
+            (Kernel::AttentionCluster, grid, args.u32(held).u32(u32::from(newest)).u64(0).u64(0).u32(0))
         } else if self.grouped(g, room) {
             let scores = room.next_multiple_of(64);
             let args = args.u64(positions_at).u64(first).u32(capacity).u64(k).u64(v).u64(y).u32(scores);
