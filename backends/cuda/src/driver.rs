@@ -129,8 +129,8 @@ const LARGE: &[Kernel] = &[
     Kernel::GemmRowsShort4,
 ];
 
-/// Kernels of a decode step, of which blocks of two lie on a multiprocessor. It divides its memory between a cache and shared
-/// memory once for all that it runs; kernels that want other divisions wait for each other.
+/// Kernels of a decode step, two of which have blocks on a multiprocessor at a time. Its memory is divided between a cache and
+/// shared memory once for all that it runs; a kernel that wants another division waits until the others are done.
 const STEP: &[Kernel] =
     &[Kernel::NormGemv, Kernel::NormGemvWide, Kernel::NormGateUp, Kernel::NormQkv, Kernel::AttentionCluster];
 /// Their shared memory, in per cent of all.

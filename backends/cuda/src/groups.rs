@@ -30,8 +30,9 @@ struct Fused {
 
 const GEMV: Fused = Fused { workers: 160, rows: 20, tiles: TILES, least: 115_000 };
 const WIDE_GEMV: Fused = Fused { workers: 320, rows: 20, tiles: WIDE_TILES, least: 0 };
-/// Rows are of both products together, here and in the next pairs that turn with each other.
+/// As many rows of each of the two products.
 const GATE_UP: Fused = Fused { workers: 224, rows: 2 * 56, tiles: TILES, least: 0 };
+/// Pairs of rows that turn with each other.
 const QKV: Fused = Fused { workers: 128, rows: 2 * 16, tiles: TILES, least: 66_000 };
 
 impl Fused {
