@@ -182,6 +182,7 @@ fn follows(n: &Norm, g: &Gemv, tiles: u32) -> bool {
     let aligned = n.x.is_multiple_of(16) && n.w.is_multiple_of(16) && n.q.is_multiple_of(4);
     (n.rows, g.m, n.cols, n.q, n.scales) == (1, 1, g.k, g.x, g.x_scales)
         && aligned
+        && n.settled
         && n.cols.is_multiple_of(64)
         && g.tiles == n.cols.div_ceil(TILE as u32)
         && g.tiles <= tiles

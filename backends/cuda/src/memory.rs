@@ -143,7 +143,7 @@ impl Device {
         shelves.in_use += class;
         shelves.high_water = shelves.high_water.max(shelves.in_use);
         drop(shelves);
-        Ok((Allocation { device: self.clone(), at, bytes, class }, before))
+        Ok((Allocation { device: self.clone(), at, bytes, class, written: AtomicBool::new(false) }, before))
     }
 
     /// Zeroed memory.
@@ -360,6 +360,18 @@ pub(crate) struct Allocation {
     pub(crate) at: Address,
     bytes: usize,
     class: usize,
+    /// Whether an op ever wrote to it. What only uploads wrote is there before any kernel begins, even one that begins before
+    /// the kernel ahead of it is done.
+    written: AtomicBool,
+}
+
+impl Allocation {
+    pub(crate) fn write_by_op(&self) {
+        self.written.store(true, Ordering::Relaxed);
+    }
+    pub(crate) fn is_written_by_ops(&self) -> bool {
+        self.written.load(Ordering::Relaxed)
+    }
 }
 
 impl Drop for Allocation {

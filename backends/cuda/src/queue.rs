@@ -79,6 +79,8 @@ pub(crate) struct Gate {
 pub(crate) struct Norm {
     pub(crate) x: Address,
     pub(crate) w: Address,
+    /// Whether `w` may be read before what was launched before is done, as the fused kernels do.
+    pub(crate) settled: bool,
     pub(crate) eps: f32,
     pub(crate) rows: usize,
     pub(crate) cols: u32,

@@ -142,12 +142,28 @@ impl CudaStream {
     /// Address of an output.
     pub(crate) fn output<T: Element>(&self, what: &'static str, y: &Out<'_, T>) -> Result<Address> {
         match y {
-            Out::Device(slice) => self.address::<T>(what, *slice),
+            Out::Device(slice) => {
+                let (memory, at) = self.locate::<T>(what, *slice)?;
+                memory.write_by_op();
+                Ok(at)
+            }
             Out::Host(s) => not_device(what, s.is_empty()),
         }
     }
 
+    /// Whether a kernel may read an input before the kernel ahead of it is done: where no op has written to its memory.
+    pub(crate) fn is_settled(&self, what: &'static str, x: In<'_, f32>) -> Result<bool> {
+        match x {
+            In::Device(slice) => Ok(!self.locate::<f32>(what, slice)?.0.is_written_by_ops()),
+            In::Host(_) => Ok(true),
+        }
+    }
+
     fn address<T: Element>(&self, what: &'static str, slice: DeviceSlice<'_>) -> Result<Address> {
+        self.locate::<T>(what, slice).map(|(_, at)| at)
+    }
+
+    fn locate<'m, T: Element>(&self, what: &'static str, slice: DeviceSlice<'m>) -> Result<(&'m Allocation, Address)> {
         let memory = slice.memory;
         let foreign = |remedy| Error::Memory { what, found: "another", backend: ID.into(), need: "its own", remedy };
         let Some(a) = memory.as_any().downcast_ref::<Allocation>() else {
@@ -163,7 +179,7 @@ impl CudaStream {
             let need = slice.offset.saturating_add(slice.len);
             return Err(Error::Length { what, need, got: memory.bytes() / size, why });
         }
-        Ok(a.at + (slice.offset * size) as u64)
+        Ok((a, a.at + (slice.offset * size) as u64))
     }
 
     /// The data of a packed weight of this GPU.

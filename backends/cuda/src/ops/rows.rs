@@ -60,6 +60,7 @@ impl CudaStream {
         self.device.enqueue(Item::Norm(Norm {
             x: self.input("x", x)?,
             w: self.input("w", w)?,
+            settled: self.is_settled("w", w)?,
             eps,
             rows,
             cols: count("columns", cols)?,

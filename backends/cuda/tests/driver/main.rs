@@ -6,6 +6,7 @@
 
 mod images;
 mod promises;
+mod settled;
 mod steps;
 
 use std::io::Write;
@@ -97,6 +98,7 @@ fn child() {
                 Ok("nothing") => Ok(()),
                 Ok("steps") => steps::work(&backend),
                 Ok("promises") => promises::work(&*backend),
+                Ok("settled") => settled::work(&*backend),
                 _ => work(&*backend),
             };
             // The kernels of a GPU that is newer than every cubin.
