@@ -34,7 +34,7 @@ __device__ __forceinline__ void send(const void *shared, u64 *barrier, u32 rank,
 // caches and nothing else that is read here; norm_qkv starts this kernel after its own wait, so what it did not write is there.
 // Then all but the last position is asked for before the wait. `ahead` bytes from each of two places are what a later kernel
 // reads: they are brought nearer while memory has nothing to do.
-KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(ATTENTION_THREADS)
+KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(ATTENTION_THREADS + 64, 2)
     attention_cluster(const float *q, u32 heads, u32 kv_heads, const u32 *positions, const u32 *first, u32 capacity,
                       const float *k_cache, const float *v_cache, float *y, u32 room, u32 held, u32 newest, const u8 *ahead0,
                       const u8 *ahead1, u32 ahead, FAULT) {
@@ -107,8 +107,12 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(ATTENTION_THREADS)
                     asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
                 }
         asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-        wait_for_previous();
-        start_next();
+        // One warp for all, as in fused.cu.
+        if (warp == 0) {
+            wait_for_previous();
+            start_next();
+        }
+        __syncthreads();
     }
     if (!valid) {
         if (rank == 0 && t == 0) raise_fault(FAULT_ARGS, F_INDEX, row);

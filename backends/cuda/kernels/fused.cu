@@ -64,6 +64,10 @@ __device__ __forceinline__ float result(int acc, float weight_scale, float x_sca
     return __fdiv_rn(__fmul_rn(__int2float_rn(acc), weight_scale), x_scale);
 }
 
+// Threads of a block at most. Those past the keeper leave at once: their registers are what keeps a second block of the same
+// kernel from a multiprocessor that has room for one of the next kernel; see src/groups.rs.
+#define BLOCK_THREADS 512
+
 // A block of WORKERS threads and the keeper: the norm of a row, and products of ROWS rows for each LANES threads. `copies` says
 // where the block's `bytes` of weights are, in `count` pieces, and where they go; a thread's rows are `first` and those `apart`
 // from it; `early` reads what is needed last; `done` takes the products and the row's scale.
@@ -72,6 +76,7 @@ __device__ __forceinline__ void norm_products(const NormRow &row, u32 tiles, u32
                                               u32 apart, Early early, Done done, FAULT) {
     extern __shared__ __align__(128) u8 block_memory[];
     Staged<WORKERS, TILES> &s = *(Staged<WORKERS, TILES> *)block_memory;
+    if (threadIdx.x >= WORKERS + 32) return;
     if (threadIdx.x >= WORKERS) {
         u32 lane = threadIdx.x & 31, most = 0;
         expect(&s.norm_arrived, row.cols * 4);
@@ -84,15 +89,18 @@ __device__ __forceinline__ void norm_products(const NormRow &row, u32 tiles, u32
         wait_for(&s.norm_arrived);
         for (u32 i = lane; i < row.cols / 4; i += 32) most = max(most, largest_bits(((const float4 *)s.w)[i]));
         bool heavy = warp_max(most) > 0x53800000;
+        // One warp waits for all: threads that wait for a kernel take turns with those that compute, a barrier's do not.
         wait_for_previous();
+        pass_by(RELEASED, WORKERS + 32);
         start_next();
-        keep<WORKERS, VECS>(s, row, heavy);
+        bool same = keep<WORKERS, VECS>(s, row, heavy);
         __syncthreads();
+        // Each block stores a part of the row: one that stored all of it would be the last of its kernel.
+        if (same) store_row(s, row, threadIdx.x - WORKERS, 32);
         return;
     }
     meet(READY, WORKERS + 32);
-    wait_for_previous();
-    start_next();
+    meet(RELEASED, WORKERS + 32);
     early();
     stage_guess<WORKERS, VECS>(s, row, tiles);
     int acc[ROWS];
@@ -107,11 +115,11 @@ __device__ __forceinline__ void norm_products(const NormRow &row, u32 tiles, u32
     }
     float scale = s.scale;
     done(acc, scale);
-    if (__builtin_expect(blockIdx.x != 0, 1)) return;
+    if (__builtin_expect(s.kept, 1)) return;
     if (finite) {
-        if (!s.kept && threadIdx.x == 0) *row.scale = scale;
-        for (u32 at = threadIdx.x; at < row.cols / 4; at += WORKERS) ((u32 *)row.q)[at] = ((const u32 *)s.xs)[place_of(at)];
-    } else {
+        if (blockIdx.x == 0 && threadIdx.x == 0) *row.scale = scale;
+        store_row(s, row, threadIdx.x, WORKERS);
+    } else if (blockIdx.x == 0) {
 #pragma unroll 1
         for (u32 i = threadIdx.x; i < row.cols; i += WORKERS) {
             float y = __fmul_rn(__fmul_rn(s.x[i], s.factor), s.w[i]);
@@ -146,20 +154,20 @@ __device__ __forceinline__ void norm_gemv_of(const NormRow &row, u32 tiles, cons
         },
         FAULT_ARGS);
 }
-#define NORM_GEMV(NAME, BLOCKS, WORKERS, LANES, ROWS, LOADS, VECS, TILES)                                              \
-    KERNEL __launch_bounds__(WORKERS + 32, BLOCKS)                                                                     \
+#define NORM_GEMV(NAME, WORKERS, LANES, ROWS, LOADS, VECS, TILES)                                              \
+    KERNEL __launch_bounds__(BLOCK_THREADS, 1)                                                                     \
         NAME(const float *x, const float *norm, float eps, u32 cols, i8 *q, float *x_scale, u32 tiles,                 \
              const uint4 *w, float *y, u32 n, float scale, u32 mode, FAULT) {                                          \
         norm_gemv_of<WORKERS, LANES, ROWS, LOADS, VECS, TILES>({x, norm, eps, cols, q, x_scale}, tiles, w, y, n, scale, mode, FAULT_ARGS); \
     }
-NORM_GEMV(norm_gemv, 3, 160, 8, 1, 5, 4, 10)
-NORM_GEMV(norm_gemv_wide, 1, 320, 32, 2, 4, 6, 28)
+NORM_GEMV(norm_gemv, 160, 8, 1, 5, 4, 10)
+NORM_GEMV(norm_gemv_wide, 320, 32, 2, 4, 6, 28)
 
 // rms_norm_quantize, two products of n rows, and relu_squared_mul of theirs. Eight threads have two rows of both, so that what
 // they read of the activations serves four.
 #define PAIR_ROWS 56
 #define PAIR_WORKERS (PAIR_ROWS / 2 * 8)
-KERNEL __launch_bounds__(PAIR_WORKERS + 32, 2)
+KERNEL __launch_bounds__(BLOCK_THREADS, 1)
     norm_gate_up(const float *x, const float *norm, float eps, u32 cols, i8 *q, float *x_scale, u32 tiles, const uint4 *w0,
                  float *y0, float s0, const uint4 *w1, float *y1, float s1, float *y, u32 n, FAULT) {
     // A thread's rows are `first` and `first + PAIR_ROWS / 2` of one weight, and then of the other.
@@ -186,7 +194,7 @@ KERNEL __launch_bounds__(PAIR_WORKERS + 32, 2)
 #define TURNED_PAIRS 16
 #define TURNED_LANES 8
 #define TURNED_WORKERS (TURNED_PAIRS * TURNED_LANES)
-KERNEL __launch_bounds__(TURNED_WORKERS + 32, 3)
+KERNEL __launch_bounds__(BLOCK_THREADS, 1)
     norm_qkv(const float *x, const float *norm, float eps, u32 cols, i8 *q8, float *x_scale, u32 tiles, const uint4 *wq,
              float sq, float *q, const uint4 *wk, float sk, float *k, const uint4 *wv, float sv, float *v, u32 heads,
              u32 kv_heads, u32 half, const u32 *positions, u32 known, const float *cos, const float *sin, u32 capacity,

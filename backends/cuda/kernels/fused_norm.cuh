@@ -47,7 +47,7 @@ template <int WORKERS, int TILES> __device__ __forceinline__ uint4 *weights_of(S
 }
 
 // Barriers beside __syncthreads, which is for all.
-enum Meeting { READY = 1, ROW_HERE = 2, STAGED = 3, LISTED = 4 };
+enum Meeting { READY = 1, ROW_HERE = 2, STAGED = 3, LISTED = 4, RELEASED = 5 };
 __device__ __forceinline__ void meet(int meeting, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(meeting), "r"(threads) : "memory");
 }
@@ -253,13 +253,13 @@ __device__ __forceinline__ bool stage_again(Staged<WORKERS, TILES> &s, const Nor
     return finite;
 }
 
-// The keeper: the sum in its order, and what the doubtful are by it. `heavy` says that a weight of the norm is above 2^40.
+// The keeper: the sum in its order, and what the doubtful are by it; whether the guess was the definition's row. `heavy` says that a weight of the norm is above 2^40.
 //
 // Its bounds keep what DOUBT asks for: a value that could round to another integer than 0 is above 1/508 of the largest, which
 // is above 2e-5; so with weights below 2^40 the row times the factor is above 2^-65, and the row times the weights is normal
 // whatever the factor. Sums below 2^80 are of rows below 2^40. The clamp of the scale is at 1e-5.
 template <int WORKERS, int VECS, int TILES>
-__device__ __forceinline__ void keep(Staged<WORKERS, TILES> &s, const NormRow &row, bool heavy) {
+__device__ __forceinline__ bool keep(Staged<WORKERS, TILES> &s, const NormRow &row, bool heavy) {
     u32 lane = threadIdx.x & 31;
     meet(ROW_HERE, WORKERS + 32);
     float sum = lane_sum(s.x, row.cols / 64);
@@ -286,4 +286,12 @@ __device__ __forceinline__ void keep(Staged<WORKERS, TILES> &s, const NormRow &r
         s.factor = factor, s.scale = scale, s.kept = same;
         if (blockIdx.x == 0 && same) *row.scale = scale;
     }
+    return same;
+}
+
+// The block's part of the int8 row, by `threads` threads.
+template <int WORKERS, int TILES>
+__device__ __forceinline__ void store_row(const Staged<WORKERS, TILES> &s, const NormRow &row, u32 thread, u32 threads) {
+    for (u32 at = thread * gridDim.x + blockIdx.x; at < row.cols / 4; at += threads * gridDim.x)
+        ((u32 *)row.q)[at] = ((const u32 *)s.xs)[place_of(at)];
 }

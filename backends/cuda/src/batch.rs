@@ -96,14 +96,14 @@ impl Batch {
         self.newest == Some(at)
     }
 
-    /// Lets an attention just before what comes bring memory nearer that this reads: half of `bytes` from each place. All of
+    /// Lets an attention just before what comes bring memory nearer that this reads: a quarter of `bytes` from each place. All of
     /// it would be in the way of what attention reads itself.
     pub(crate) fn bring_nearer(&mut self, places: [Address; 2], bytes: u64) {
         let last = self.held.iter_mut().rev().take(2).find(|l| l.kernel == Kernel::AttentionCluster);
         let Some(attention) = last else { return };
         // Whole lines.
-        let half = (bytes / 2).min(1 << 30) / 128 * 128;
-        for (index, v) in AHEAD.zip([places[0], places[1], half]) {
+        let part = (bytes / 4).min(1 << 30) / 128 * 128;
+        for (index, v) in AHEAD.zip([places[0], places[1], part]) {
             attention.args.set(index, v);
         }
     }

@@ -17,23 +17,28 @@ const TILES: u32 = 10;
 const WIDE_TILES: u32 = 28;
 
 /// A fused kernel: the threads that have rows of weights (one more warp keeps the norm's sum), the rows of weights that its
-/// block holds, the tiles of a row it has room for, and the least shared memory its block takes.
+/// block holds, the tiles of a row it has room for, the least shared memory its block takes, and threads that only take
+/// registers.
 ///
 /// A block that starts early, beside those of the kernel before it, goes wherever there is room, and two of one kernel on a
-/// multiprocessor take twice as long. The least is what was fastest of some dozens on an H100: see `docs/performance-cuda.md`.
+/// multiprocessor take twice as long. So blocks take more than they need of what the kernels before and after them need
+/// little of: gate and up more than half of the shared memory, down more than half of the registers, and o, between an
+/// attention and gate and up, little of either. The numbers are what was fastest of some thousands on an H100, among dozens
+/// that were as fast: see `docs/performance-cuda.md`.
 struct Fused {
     workers: u32,
     rows: u32,
     tiles: u32,
     least: u32,
+    idle: u32,
 }
 
-const GEMV: Fused = Fused { workers: 160, rows: 20, tiles: TILES, least: 115_000 };
-const WIDE_GEMV: Fused = Fused { workers: 320, rows: 20, tiles: WIDE_TILES, least: 0 };
+const GEMV: Fused = Fused { workers: 160, rows: 20, tiles: TILES, least: 60_000, idle: 0 };
+const WIDE_GEMV: Fused = Fused { workers: 320, rows: 20, tiles: WIDE_TILES, least: 0, idle: 128 };
 /// As many rows of each of the two products.
-const GATE_UP: Fused = Fused { workers: 224, rows: 2 * 56, tiles: TILES, least: 0 };
+const GATE_UP: Fused = Fused { workers: 224, rows: 2 * 56, tiles: TILES, least: 117_000, idle: 128 };
 /// Pairs of rows that turn with each other.
-const QKV: Fused = Fused { workers: 128, rows: 2 * 16, tiles: TILES, least: 66_000 };
+const QKV: Fused = Fused { workers: 128, rows: 2 * 16, tiles: TILES, least: 75_000, idle: 128 };
 
 impl Fused {
     /// Bytes of shared memory for rows of so many tiles; the norm's part is `STAGED_BYTES` in `kernels/fused_norm.cuh`.
@@ -44,7 +49,7 @@ impl Fused {
     }
 
     const fn grid(&self, blocks: u32, tiles: u32) -> Grid {
-        Grid { x: blocks, y: 1, threads: self.workers + 32, shared: self.shared(tiles) }
+        Grid { x: blocks, y: 1, threads: self.workers + 32 + self.idle, shared: self.shared(tiles) }
     }
 }
 

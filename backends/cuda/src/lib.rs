@@ -44,7 +44,7 @@ pub use memory::Counters;
 const ID: &str = "cuda";
 
 /// Raised whenever a kernel changes.
-const KERNEL_REVISION: u32 = 10;
+const KERNEL_REVISION: u32 = 11;
 
 inventory::submit! {
     BackendEntry {

@@ -28,7 +28,7 @@ const CLUSTER_HEAD: usize = 128;
 const CLUSTER_ROWS: usize = 8;
 const CLUSTER: usize = 4;
 /// The least shared memory of its block; see `groups` for why there is one.
-const CLUSTER_SHARED: u32 = 90_000;
+const CLUSTER_SHARED: u32 = 60_000;
 /// Chunks of values that it holds, at least and at most, and the floats of one.
 const HELD: u32 = 8;
 const HELD_MOST: u32 = 16;
