@@ -1,4 +1,4 @@
-//! The traits that a backend implements.
+//! The trait that a backend implements.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -7,8 +7,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::{
-    Checked, DeviceInfo, DeviceKind, Error, FloatIn, FloatOut, Floats, FloatsMut, Format, Isa, Op, OpSpec, Out,
-    RawBuffer, Result, Shape, Weight,
+    DeviceInfo, DeviceKind, Error, FloatIn, FloatOut, Floats, FloatsMut, Format, Isa, Op, OpSpec, Out, RawBuffer,
+    Result, Shape, Stream, Weight,
 };
 
 /// Who a backend is and what it runs on.
@@ -230,54 +230,5 @@ pub trait QuantBackend: Send + Sync + fmt::Debug {
         let ran = stream.submit(Op::Dequantize { w: weight, y: FloatOut::from(y) }.check()?)?;
         stream.synchronize()?;
         Ok(ran)
-    }
-}
-
-/// An ordered queue of work on one backend. On host backends the work is done when `submit` returns.
-pub trait Stream: Send {
-    /// Runs an op, after everything submitted before it.
-    fn submit(&mut self, op: Checked<'_>) -> Result<Ran>;
-
-    /// Waits until all submitted work is done, and reports what failed.
-    fn synchronize(&mut self) -> Result<()>;
-
-    /// Copies host bytes into a buffer, from byte `offset` on. The default serves host memory.
-    fn upload(&mut self, src: &[u8], dst: &mut RawBuffer, offset: usize) -> Result<()> {
-        let got = dst.bytes();
-        match dst.as_host_mut().map(|d| d.get_mut(offset..offset.saturating_add(src.len()))) {
-            Some(Some(part)) => {
-                part.copy_from_slice(src);
-                Ok(())
-            }
-            Some(None) => Err(too_short(offset, src.len(), got)),
-            None => Err(foreign_memory("upload")),
-        }
-    }
-
-    /// Copies bytes of a buffer, from byte `offset` on, to the host and waits for them. The default serves host memory.
-    fn download(&mut self, src: &RawBuffer, offset: usize, dst: &mut [u8]) -> Result<()> {
-        match src.as_host().map(|s| s.get(offset..offset.saturating_add(dst.len()))) {
-            Some(Some(part)) => {
-                dst.copy_from_slice(part);
-                Ok(())
-            }
-            Some(None) => Err(too_short(offset, dst.len(), src.bytes())),
-            None => Err(foreign_memory("download")),
-        }
-    }
-}
-
-fn too_short(offset: usize, len: usize, got: usize) -> Error {
-    let why = format!("{len} bytes from byte {offset} on");
-    Error::Length { what: "buffer", need: offset.saturating_add(len), got, why }
-}
-
-fn foreign_memory(what: &'static str) -> Error {
-    Error::Memory {
-        what,
-        found: "device",
-        backend: "host stream".into(),
-        need: "host",
-        remedy: "use a stream of the backend that made the buffer",
     }
 }

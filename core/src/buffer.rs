@@ -12,7 +12,7 @@ use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
 
 use crate::memory::HostMemory;
-use crate::{Error, QuantBackend, Result, Stream};
+use crate::{Download, Error, QuantBackend, Result, Stream};
 
 /// Element types of operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -282,6 +282,20 @@ impl<T: Element> Buffer<T> {
             return Err(Error::Length { what: "buffer", need: start.saturating_add(out.len()), got: self.len, why });
         }
         stream.download(&self.raw, start * T::DTYPE.size(), bytemuck::cast_slice_mut(out))
+    }
+
+    /// Begins to copy `len` elements from `start` on; see [`Stream::begin_download`].
+    pub fn begin_read(&self, stream: &mut dyn Stream, start: usize, len: usize) -> Result<Download> {
+        if start.checked_add(len).is_none_or(|end| end > self.len) {
+            let why = format!("{len} elements from {start} on");
+            return Err(Error::Length { what: "buffer", need: start.saturating_add(len), got: self.len, why });
+        }
+        stream.begin_download(&self.raw, start * T::DTYPE.size(), len * T::DTYPE.size())
+    }
+
+    /// Waits for a copy that [`Buffer::begin_read`] began.
+    pub fn finish_read(stream: &mut dyn Stream, copy: Download, out: &mut [T]) -> Result<()> {
+        stream.finish_download(copy, bytemuck::cast_slice_mut(out))
     }
 }
 

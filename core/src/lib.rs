@@ -48,9 +48,10 @@ pub mod isa;
 pub mod memory;
 pub mod op;
 pub mod reference;
+pub mod stream;
 pub mod weight;
 
-pub use backend::{BackendInfo, PackTag, PackedWeight, QuantBackend, Ran, Stream, Support, intern};
+pub use backend::{BackendInfo, PackTag, PackedWeight, QuantBackend, Ran, Support, intern};
 pub use buffer::{Buffer, DType, DeviceMemory, DeviceSlice, Element, In, Out, PinnedMemory, RawBuffer};
 pub use bytes::Bytes;
 pub use entry::{BackendEntry, DeviceInfo, DeviceKind, Probe, entries};
@@ -61,4 +62,5 @@ pub use host::{Executor, HostContext, Inline};
 pub use isa::Isa;
 pub use memory::{HostMemory, MemoryUsage, Reserved};
 pub use op::{Activations, Checked, Epilogue, FloatIn, FloatOut, Op, OpKind, OpSpec, Output, SampleParams, Span};
+pub use stream::{Download, Stream};
 pub use weight::{Floats, FloatsMut, Ternary, Weight};

@@ -64,7 +64,8 @@ impl Stop {
 pub struct Pace {
     /// Tokens that went through the model.
     pub tokens: usize,
-    /// Time from the first to the last of them, sampling included.
+    /// Time from the first to the last of them, sampling included. What the caller does with a token counts only where the
+    /// next step runs meanwhile.
     pub time: Duration,
 }
 
@@ -183,6 +184,9 @@ pub struct Token<'a> {
 
 /// Feeds `prompt` to a session and draws up to `options.tokens` tokens. `on_id` sees each and may stop.
 ///
+/// Where the session [runs ahead](Session::runs_ahead), a step is begun before the token that it feeds is known here. One that
+/// turns out to be too many is taken back: tokens, session and a following prefill are those of a session that does not.
+///
 /// # Errors
 /// [`Error::ContextFull`] for a prompt that does not fit into what is left of the session; errors of the backend.
 pub fn continue_ids(
@@ -204,6 +208,9 @@ pub fn continue_ids(
     let prefill = Pace { tokens: prompt.len(), time: start.elapsed() };
     let prefill_profile = session.take_profile();
     let mut decode = Pace::default();
+    let ahead = session.runs_ahead();
+    // Where the next step runs already: since when.
+    let mut running: Option<Instant> = None;
     let stop = loop {
         if eos.contains(&id) {
             break Stop::EndOfText;
@@ -215,16 +222,37 @@ pub fn continue_ids(
         if ids.len() == options.tokens {
             break Stop::Tokens;
         }
-        if session.room() == 0 {
+        if running.is_none() && session.room() == 0 {
             break Stop::Context;
         }
-        let start = Instant::now();
-        id = session.step(options.sampling)?;
+        let start = running.take().unwrap_or_else(Instant::now);
+        if ahead {
+            id = next_ahead(session, options, ids.len())?;
+        } else {
+            id = session.step(options.sampling)?;
+        }
+        let now = Instant::now();
+        running = (session.steps_begun() > 0).then_some(now);
         decode.tokens += 1;
-        decode.time += start.elapsed();
+        decode.time += now.duration_since(start);
     };
+    if running.is_some() {
+        session.take_back()?;
+    }
     let profiles = prefill_profile.zip(session.take_profile());
     Ok(Continuation { ids, stop, prefill, decode, kernels: session.kernels().to_vec(), profiles })
+}
+
+/// The next token where `known` are known, with the step after it begun, if there may be one.
+fn next_ahead(session: &mut Session, options: &Options, known: usize) -> Result<u32> {
+    if session.steps_begun() == 0 {
+        session.begin_step(options.sampling)?;
+    }
+    if known + 1 < options.tokens && session.room() > 0 {
+        // What keeps it from being begun is an error only if it is needed: it is tried again then.
+        let _ = session.begin_step(options.sampling);
+    }
+    session.finish_step()
 }
 
 /// Logits at every position of a prompt.

@@ -125,7 +125,7 @@ impl Batch {
             require(backend, &required_batch_ops(config, |role| model.format_of(role), rows, capacity, drawn)?)?;
         }
         let mut stream = backend.open_stream()?;
-        let room = Room { rows, logit_rows: sequences, capacity, sequences: Some((sequences, AHEAD + 1)) };
+        let room = Room { rows, logit_rows: sequences, steps: 1, capacity, sequences: Some((sequences, AHEAD + 1)) };
         let buffers = Buffers::new(backend, &mut *stream, config, room)?;
         let run = Runner::new(stream, options.profile.then(|| Profile::new(config.layers)));
         Ok(Batch {
@@ -229,7 +229,7 @@ impl Batch {
         self.entries.clear();
         self.entries.positions.extend(prompts.iter().map(|p| p.len() as u32));
         self.buffers.places.write(&mut *self.run.stream, &self.entries)?;
-        self.pass().logits(Of::Ends, 0..count)?;
+        self.pass().logits(Of::Ends, 0..count, 0)?;
         self.pass().sample(sampling, 0..count, At::Table { from: 0, rows: count })?;
         self.ids.resize(count, 0);
         self.buffers.next.read(&mut *self.run.stream, 0, &mut self.ids)?;
@@ -280,8 +280,8 @@ impl Batch {
         let _span = tracing::trace_span!("decode", sequences = rows).entered();
         // Whatever fails below, the tables are written again.
         let steps = self.ahead.take().map_or(0, |(_, steps)| steps);
-        self.pass().body(Ids::Sampled, At::Table { from: step * rows, rows })?;
-        self.pass().logits(Of::Stream, 0..rows)?;
+        self.pass().body(Ids::Sampled(0), At::Table { from: step * rows, rows })?;
+        self.pass().logits(Of::Stream, 0..rows, 0)?;
         // Rows that are drawn in the same way are drawn together.
         let mut from = 0;
         while from < rows {

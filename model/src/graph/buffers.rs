@@ -28,7 +28,7 @@ pub(crate) struct Buffers {
     pub(crate) caches: Vec<LayerCache>,
     /// Ids of the rows of a chunk.
     pub(crate) ids: Buffer<u32>,
-    /// The ids sampled last, one for each sequence.
+    /// The ids sampled last, one for each sequence; of one sequence alone, those of its last steps.
     pub(crate) next: Buffer<u32>,
     pub(crate) places: Places,
     pub(crate) cos: Buffer<f32>,
@@ -58,6 +58,8 @@ pub(crate) struct Room {
     pub(crate) rows: usize,
     /// Rows whose logits are computed together.
     pub(crate) logit_rows: usize,
+    /// Rows of logits and ids that the steps of a sequence go round in.
+    pub(crate) steps: usize,
     /// Positions of a sequence.
     pub(crate) capacity: usize,
     /// Several sequences, and passes that are written into the tables at once; `None`: one sequence without tables.
@@ -88,7 +90,7 @@ impl Buffers {
         room: Room,
     ) -> Result<Self> {
         let mut a = Allocator { backend, bytes: 0 };
-        let Room { rows: batch, logit_rows, capacity, sequences } = room;
+        let Room { rows: batch, logit_rows, steps, capacity, sequences } = room;
         let (slots, passes) = sequences.unwrap_or((1, 0));
         let cached = capacity.saturating_mul(slots);
         let (hidden, ffn) = (config.hidden_size, config.ffn_size);
@@ -105,7 +107,7 @@ impl Buffers {
         let mut buffers = Buffers {
             caches,
             ids: a.get(batch, 1)?,
-            next: a.get(slots, 1)?,
+            next: a.get(slots.max(steps), 1)?,
             places,
             cos,
             sin,
@@ -120,7 +122,7 @@ impl Buffers {
             up: a.get(batch, ffn)?,
             gated: a.get(batch, ffn)?,
             normed: a.get(logit_rows, hidden)?,
-            logits: a.get(logit_rows, config.vocab_size)?,
+            logits: a.get(logit_rows.max(steps), config.vocab_size)?,
             bytes: 0,
         };
         buffers.bytes = a.bytes;

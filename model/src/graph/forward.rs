@@ -18,8 +18,8 @@ use super::weights::{Layer, Weights};
 pub(crate) enum Ids {
     /// In the chunk's buffer, written by the host.
     Chunk,
-    /// In the buffer that sampling wrote.
-    Sampled,
+    /// In the buffer that sampling wrote, from this one on.
+    Sampled(usize),
 }
 
 /// Whose logits are wanted.
@@ -46,7 +46,7 @@ impl Pass<'_> {
         self.run.place = Place::Embedding;
         let ids = match ids {
             Ids::Chunk => b.ids.input_range(0..at.rows()),
-            Ids::Sampled => b.next.input_range(0..at.rows()),
+            Ids::Sampled(from) => b.next.input_range(from..from + at.rows()),
         };
         let y = b.x.output_range(0..at.rows() * self.config.hidden_size);
         self.run.run(Op::GatherRows { table: &self.weights.embedding, ids, y })?;
@@ -125,8 +125,8 @@ impl Pass<'_> {
         self.run.run(Op::Copy { x, y: b.ends.output_range(to * hidden..(to + 1) * hidden) })
     }
 
-    /// Logits of the given rows, into the first rows of the logits' buffer.
-    pub(crate) fn logits(&mut self, of: Of, rows: Range<usize>) -> Result<()> {
+    /// Logits of the given rows, into the rows of the logits' buffer from `to` on.
+    pub(crate) fn logits(&mut self, of: Of, rows: Range<usize>, to: usize) -> Result<()> {
         let (b, run, hidden) = (&mut *self.buffers, &mut *self.run, self.config.hidden_size);
         run.place = Place::Head;
         let from = match of {
@@ -134,7 +134,8 @@ impl Pass<'_> {
             Of::Ends => &b.ends,
         };
         let x = from.input_range(rows.start * hidden..rows.end * hidden);
-        let (head, logits) = (self.weights.head(), rows.len() * self.config.vocab_size);
+        let (head, vocab) = (self.weights.head(), self.config.vocab_size);
+        let logits = to * vocab..(to + rows.len()) * vocab;
         if head.format().activations() == DType::I8 {
             norm_quantize_rows(run, self.config, x, &self.weights.output_norm, &mut b.int8)?;
             let int8 = &b.int8;
@@ -144,7 +145,7 @@ impl Pass<'_> {
                     q: int8.q.input_range(0..rows.len() * hidden),
                     scales: int8.scales.input_range(0..rows.len()),
                 },
-                y: Output::F32(b.logits.output_range(0..logits)),
+                y: Output::F32(b.logits.output_range(logits)),
                 epilogue: Epilogue::Store,
             });
         }
@@ -157,12 +158,12 @@ impl Pass<'_> {
         run.run(Op::MatMul {
             w: head,
             x: Activations::F32(b.normed.input_range(0..rows.len() * hidden)),
-            y: Output::F32(b.logits.output_range(0..logits)),
+            y: Output::F32(b.logits.output_range(logits)),
             epilogue: Epilogue::Store,
         })
     }
 
-    /// Draws a token from each of the given rows of logits. Where it stands in its sequence is what `at` says.
+    /// Draws a token from each of the given rows of logits, into the same rows of ids. Where it stands in its sequence is what `at` says.
     pub(crate) fn sample(&mut self, params: SampleParams, rows: Range<usize>, at: At) -> Result<()> {
         self.run.place = Place::Head;
         let (b, vocab) = (&mut *self.buffers, self.config.vocab_size);

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Nothing in the pass touches host memory: operands are buffers of the backend, positions are ranges of a buffer that
-//! counts from zero, and the sampled id stays where the next embedding lookup reads it. Per token, one id comes back.
+//! counts from zero, and the sampled id stays where the next embedding lookup reads it. Per token, one id comes back, and on a
+//! device that works by itself the next step is on its way by then.
 //! Nothing is allocated after [`Session::new`]: rows of a prompt go through in chunks of [`SessionOptions::batch`].
 //!
 //! Every operation has one order of evaluation ([`tersor_core::reference`]) and each row is computed on its own, so logits
@@ -30,6 +31,7 @@ mod places;
 mod profile;
 mod run;
 mod session;
+mod steps;
 mod weights;
 
 pub use batch::{Batch, BatchOptions, Drawn};

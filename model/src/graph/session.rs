@@ -1,5 +1,6 @@
 //! One sequence on a model.
 
+use std::collections::VecDeque;
 use std::fmt;
 
 use tersor_core::SampleParams;
@@ -14,6 +15,7 @@ use super::needs::{require, required_ops};
 use super::places::At;
 use super::profile::Profile;
 use super::run::Runner;
+use super::steps::{Before, Begun, ROWS, STEPS};
 
 /// What a session has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,19 +58,23 @@ pub struct Session {
     model: Model,
     options: SessionOptions,
     capacity: usize,
-    buffers: Buffers,
-    run: Runner,
+    pub(super) buffers: Buffers,
+    pub(super) run: Runner,
     /// Tokens in the cache.
-    position: usize,
-    /// What the first row of logits and the sampled id belong to.
-    state: State,
+    pub(super) position: usize,
+    /// What the row of logits and the sampled id belong to.
+    pub(super) state: State,
+    /// The row of the logits' buffer, and the id, that are the last token's.
+    pub(super) row: usize,
+    /// Steps whose tokens have not been asked for, the oldest first.
+    pub(super) begun: VecDeque<Begun>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     /// There are no logits of the last token.
     Empty,
-    /// The first row of logits is the last token's.
+    /// The row of logits is the last token's.
     Logits,
     /// A token was drawn from them.
     Sampled,
@@ -93,10 +99,12 @@ impl Session {
             require(backend, &required_ops(config, |role| model.format_of(role), rows, capacity)?)?;
         }
         let mut stream = backend.open_stream()?;
-        let room = Room { rows: batch, logit_rows, capacity, sequences: None };
+        let room = Room { rows: batch, logit_rows, steps: ROWS, capacity, sequences: None };
         let buffers = Buffers::new(backend, &mut *stream, config, room)?;
         let run = Runner::new(stream, options.profile.then(|| Profile::new(config.layers)));
-        Ok(Session { model: model.clone(), options, capacity, buffers, run, position: 0, state: State::Empty })
+        let begun = VecDeque::with_capacity(STEPS);
+        let (model, state) = (model.clone(), State::Empty);
+        Ok(Session { model, options, capacity, buffers, run, position: 0, state, row: 0, begun })
     }
 
     /// The model.
@@ -105,7 +113,7 @@ impl Session {
         &self.model
     }
 
-    /// Tokens in the cache.
+    /// Tokens in the cache, those of steps that were begun included.
     #[must_use]
     pub fn position(&self) -> usize {
         self.position
@@ -134,10 +142,10 @@ impl Session {
         self.run.profile.as_mut().map(|p| std::mem::replace(p, Profile::new(self.model.config().layers)))
     }
 
-    /// Forgets all tokens. Costs nothing: positions are written before they are read.
+    /// Forgets all tokens, and steps that were begun. Costs nothing: positions are written before they are read.
     pub fn reset(&mut self) {
-        self.position = 0;
-        self.state = State::Empty;
+        self.begun.clear();
+        self.restore(Before { position: 0, state: State::Empty, row: 0 });
     }
 
     /// Appends tokens. Afterwards the logits of the last one can be sampled or read.
@@ -147,12 +155,12 @@ impl Session {
     /// tokens that went through before.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<()> {
         let _span = tracing::debug_span!("prefill", tokens = ids.len()).entered();
-        self.admit(ids)?;
+        self.admit("prefill", ids)?;
         for chunk in ids.chunks(self.options.batch) {
             self.chunk(chunk)?;
         }
         let last = (ids.len() - 1) % self.options.batch;
-        self.pass().logits(Of::Stream, last..last + 1)?;
+        self.pass().logits(Of::Stream, last..last + 1, 0)?;
         self.state = State::Logits;
         self.run.stream.synchronize()?;
         Ok(())
@@ -164,7 +172,7 @@ impl Session {
     /// As [`Session::prefill`].
     pub fn prefill_logits(&mut self, ids: &[u32], mut each: impl FnMut(usize, &[f32])) -> Result<()> {
         let _span = tracing::debug_span!("prefill", tokens = ids.len(), logits = true).entered();
-        self.admit(ids)?;
+        self.admit("prefill_logits", ids)?;
         let vocab = self.model.config().vocab_size;
         let mut host = vec![0.0; self.options.logit_rows * vocab];
         for chunk in ids.chunks(self.options.batch) {
@@ -172,7 +180,7 @@ impl Session {
             self.chunk(chunk)?;
             for start in (0..chunk.len()).step_by(self.options.logit_rows) {
                 let rows = start..chunk.len().min(start + self.options.logit_rows);
-                self.pass().logits(Of::Stream, rows.clone())?;
+                self.pass().logits(Of::Stream, rows.clone(), 0)?;
                 let host = &mut host[..rows.len() * vocab];
                 self.buffers.logits.read(&mut *self.run.stream, 0, host)?;
                 rows.zip(host.chunks_exact(vocab)).for_each(|(row, logits)| each(first + row, logits));
@@ -181,7 +189,7 @@ impl Session {
         // Sampling reads the first row; where the last token's logits are in another, compute them there.
         let last = (ids.len() - 1) % self.options.batch;
         if !last.is_multiple_of(self.options.logit_rows) {
-            self.pass().logits(Of::Stream, last..last + 1)?;
+            self.pass().logits(Of::Stream, last..last + 1, 0)?;
         }
         self.state = State::Logits;
         Ok(())
@@ -192,35 +200,16 @@ impl Session {
     /// # Errors
     /// [`Error::Order`] where nothing was fed; errors of the backend, logits that are NaN among them.
     pub fn sample(&mut self, params: SampleParams) -> Result<u32> {
+        self.all_finished("sample")?;
         if self.state == State::Empty {
             return Err(Error::Order { call: "sample", need: "logits: feed tokens with prefill or step" });
         }
-        let at = At::Run { first: self.position, rows: 1 };
-        self.pass().sample(params, 0..1, at)?;
+        let (row, at) = (self.row, At::Run { first: self.position, rows: 1 });
+        self.pass().sample(params, row..row + 1, at)?;
         let mut id = [0];
-        self.buffers.next.read(&mut *self.run.stream, 0, &mut id)?;
+        self.buffers.next.read(&mut *self.run.stream, row, &mut id)?;
         self.state = State::Sampled;
         Ok(id[0])
-    }
-
-    /// Feeds the token that was sampled last, and draws the next one.
-    ///
-    /// # Errors
-    /// [`Error::ContextFull`] where the cache is full; [`Error::Order`] where no token was sampled; errors of the
-    /// backend.
-    pub fn step(&mut self, params: SampleParams) -> Result<u32> {
-        let _span = tracing::trace_span!("decode", position = self.position).entered();
-        if self.state != State::Sampled {
-            return Err(Error::Order { call: "step", need: "a sampled token: call sample first" });
-        }
-        self.room_for(1)?;
-        let at = At::Run { first: self.position, rows: 1 };
-        self.pass().body(Ids::Sampled, at)?;
-        self.position += 1;
-        self.state = State::Empty;
-        self.pass().logits(Of::Stream, 0..1)?;
-        self.state = State::Logits;
-        self.sample(params)
     }
 
     /// The logits of the last token.
@@ -228,11 +217,12 @@ impl Session {
     /// # Errors
     /// [`Error::Order`] where nothing was fed; errors of the backend.
     pub fn logits(&mut self) -> Result<Vec<f32>> {
+        self.all_finished("logits")?;
         if self.state == State::Empty {
             return Err(Error::Order { call: "logits", need: "a token: feed some with prefill or step" });
         }
         let mut host = vec![0.0; self.model.config().vocab_size];
-        self.buffers.logits.read(&mut *self.run.stream, 0, &mut host)?;
+        self.buffers.logits.read(&mut *self.run.stream, self.row * host.len(), &mut host)?;
         Ok(host)
     }
 
@@ -267,7 +257,7 @@ impl Session {
 
     /// One chunk through all blocks.
     fn chunk(&mut self, ids: &[u32]) -> Result<()> {
-        self.state = State::Empty;
+        (self.state, self.row) = (State::Empty, 0);
         self.buffers.ids.write(&mut *self.run.stream, ids)?;
         let at = At::Run { first: self.position, rows: ids.len() };
         self.pass().body(Ids::Chunk, at)?;
@@ -275,7 +265,7 @@ impl Session {
         Ok(())
     }
 
-    fn pass(&mut self) -> Pass<'_> {
+    pub(super) fn pass(&mut self) -> Pass<'_> {
         Pass {
             config: self.model.config(),
             weights: self.model.weights(),
@@ -285,12 +275,13 @@ impl Session {
     }
 
     /// Ids are checked here, because an id in device memory cannot be checked when the lookup is submitted.
-    fn admit(&self, ids: &[u32]) -> Result<()> {
+    fn admit(&self, call: &'static str, ids: &[u32]) -> Result<()> {
+        self.all_finished(call)?;
         check_ids(self.model.config(), ids)?;
         self.room_for(ids.len())
     }
 
-    fn room_for(&self, tokens: usize) -> Result<()> {
+    pub(super) fn room_for(&self, tokens: usize) -> Result<()> {
         if tokens <= self.room() { Ok(()) } else { Err(self.full(tokens, self.capacity)) }
     }
 
