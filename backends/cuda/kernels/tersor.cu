@@ -7,6 +7,7 @@
 #include "decode_attention.cu"
 #include "prefill_attention.cu"
 #include "sample.cu"
+#include "publish.cu"
 #include "weights.cu"
 #include "batch.cu"
 #include "batch_attention.cu"

@@ -3,7 +3,7 @@
 //! The host needs two to four microseconds for a launch, the GPU often less for the kernel. So launches are collected, and a
 //! sequence of them that was seen before is replayed as a CUDA graph: one call, and one more for each kernel whose arguments
 //! have changed (in a decode step those that name a position). The first batch after a wait is small, so that the GPU
-//! begins; each further one is larger, up to a limit.
+//! begins; each further one is larger, up to a limit. Where the host runs ahead of the GPU, all of a step is one.
 
 use tersor_core::Result;
 
@@ -12,6 +12,8 @@ use crate::driver::{Address, Args, Driver, Graph, Grid, Kernel};
 /// Launches of the first batch after a wait, and of the largest.
 const FIRST: usize = 16;
 const LARGEST: usize = 128;
+/// Launches of a batch that is made while the GPU is busy: all of a decode step.
+const AHEAD_LARGEST: usize = 256;
 /// Sequences that are remembered. A decode step has a handful.
 const REMEMBERED: usize = 64;
 
@@ -60,7 +62,7 @@ pub(crate) struct Batch {
 impl Default for Batch {
     fn default() -> Self {
         Batch {
-            held: Vec::with_capacity(LARGEST),
+            held: Vec::with_capacity(AHEAD_LARGEST),
             limit: FIRST,
             newest: None,
             seen: Vec::new(),
@@ -112,6 +114,18 @@ impl Batch {
     pub(crate) fn flush(&mut self, driver: &Driver) -> Result<()> {
         self.limit = FIRST;
         if self.held.is_empty() { Ok(()) } else { self.send(driver) }
+    }
+
+    /// Sends off what is held where the host does not wait for it. The GPU is busy then while the host makes the next batch,
+    /// which may be a large one: a graph costs the GPU nothing to begin but the gap before it.
+    pub(crate) fn send_on(&mut self, driver: &Driver) -> Result<()> {
+        self.limit = AHEAD_LARGEST;
+        if self.held.is_empty() { Ok(()) } else { self.send(driver) }
+    }
+
+    /// Says that the GPU waits for the host: the next batch is a first one.
+    pub(crate) fn waits(&mut self) {
+        self.limit = FIRST;
     }
 
     fn send(&mut self, driver: &Driver) -> Result<()> {

@@ -13,7 +13,7 @@ mod graphs;
 mod memory;
 
 pub(crate) use graphs::Graph;
-pub(crate) use memory::{Event, HostWord, Lane};
+pub(crate) use memory::{Event, HostPage, Lane, ROOM, SLOTS};
 
 /// An address in the memory of a GPU.
 pub(crate) type Address = u64;
@@ -62,7 +62,7 @@ kernels! {
     QuantizeRows = "quantize_rows", RmsNorm = "rms_norm", RmsNormQuantize = "rms_norm_quantize",
     Rope = "rope", KvWrite = "kv_write", ReluSquaredMul = "relu_squared_mul", Add = "add", GatherRows = "gather_rows",
     PrefillScores = "prefill_scores", PrefillWeights = "prefill_weights", PrefillValues = "prefill_values",
-    Attention = "attention", Sample = "sample", KthLargest = "kth_largest",
+    Attention = "attention", Sample = "sample", Publish = "publish", KthLargest = "kth_largest",
     ChunkStats = "chunk_stats", Tree = "tree", QuantizeI2s = "quantize_i2s", QuantizeBytes = "quantize_bytes",
     QuantizeG64 = "quantize_g64", QuantizeG128 = "quantize_g128", QuantizeG256 = "quantize_g256",
     StageRows = "stage_rows", Gemm256x128 = "gemm_256x128", Gemm128x128 = "gemm_128x128", Gemm192x64 = "gemm_192x64",

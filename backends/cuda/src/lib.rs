@@ -10,12 +10,13 @@
 //! * `many_rows` chooses the tile of products of many rows.
 //! * `queue` and `groups` let neighbouring launches become one, `batch` sends them off together, as CUDA graphs where they recur.
 //! * `stream` turns checked ops into launches; `ops` has one file for each family of kernels.
+//! * `faults` is what becomes of data that cannot be rounded; `ahead` lets the host submit a step before it has seen the last.
 //! * `staging` is how large copies keep the link busy: page-locked slots, streams of their own.
 //!
 //! The kernels of all streams of a backend share one CUDA stream, so memory that is given back can be taken again without
 //! waiting, and what one stream wrote another may read. Large copies run beside it, one in each direction: `staging` says what
 //! keeps them in order. Work is asynchronous: data that cannot be rounded (a NaN, say) is reported by the next `synchronize`
-//! or download, by the first failing element of the first failing op.
+//! or download, by the first failing element of the first failing op; by a download that was begun, if it was in the ops before it.
 //!
 //! Every float operation follows the order of `tersor_core::reference`, so results are bit-identical to the CPU backends'.
 
@@ -24,9 +25,11 @@ use std::sync::Arc;
 use tersor_core::entry::inventory;
 use tersor_core::{BackendEntry, Error, HostContext, Probe, QuantBackend, Result};
 
+mod ahead;
 mod backend;
 mod batch;
 mod driver;
+mod faults;
 mod groups;
 mod many_rows;
 mod memory;

@@ -223,6 +223,28 @@ impl Device {
         unsafe { self.batch().push(&self.driver, Launch { kernel, grid, args }) }
     }
 
+    /// Launches the kernel that copies to host memory, after everything before it, sends off all that is held, and lets the
+    /// event stand for it. The host does not wait.
+    ///
+    /// # Safety
+    /// As for [`Driver::launch`].
+    pub(crate) unsafe fn publish(&self, args: Args, bytes: usize, event: &Event) -> Result<()> {
+        let mut queue = self.queue();
+        self.drain(&mut queue)?;
+        // SAFETY: by contract.
+        unsafe { self.push(Kernel::Publish, Grid::new(1, 32), args) }?;
+        self.batch().send_on(&self.driver)?;
+        self.driver.mark(event, Lane::Main)?;
+        self.crossings.downloads.fetch_add(1, Ordering::Relaxed);
+        self.crossings.downloaded.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Says that the GPU has nothing left to do for a client.
+    pub(crate) fn waits(&self) {
+        self.batch().waits();
+    }
+
     /// The kernels of the loaded images, and whether each was ever launched.
     pub(crate) fn kernels(&self) -> impl Iterator<Item = (&'static str, bool)> {
         let loaded = Kernel::ALL.iter().zip(&self.launched).filter(|((kernel, _), _)| self.driver.has(*kernel));
@@ -274,7 +296,7 @@ impl Device {
     }
 
     /// Reports a launch that failed where nobody could be told.
-    fn no_failure(&self) -> Result<()> {
+    pub(crate) fn no_failure(&self) -> Result<()> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
     }
 

@@ -9,9 +9,9 @@
 use tersor_core::Result;
 
 use crate::driver::{Address, Grid};
+use crate::faults::Fault;
 use crate::groups;
 use crate::memory::Device;
-use crate::stream::Fault;
 
 /// Rows of activations times a ternary weight, stored as f32 or added. More than one row are whole tiles, or have a place to be staged.
 #[derive(Debug, Clone, Copy, PartialEq)]

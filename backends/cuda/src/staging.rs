@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tersor_core::{Error, Executor, PinnedMemory, Reserved, Result};
 
 use crate::ID;
-use crate::driver::{Address, Event, HostWord, Lane};
+use crate::driver::{Address, Event, HostPage, Lane};
 use crate::memory::{Device, class};
 
 /// Copies of at least this many bytes go this way. Smaller ones are over before a slot would be filled.
@@ -70,7 +70,7 @@ pub(crate) struct Staging {
     up: Mutex<Option<Ring>>,
     down: Mutex<Option<Ring>>,
     events: Mutex<Vec<Event>>,
-    words: Mutex<Vec<HostWord>>,
+    pages: Mutex<Vec<HostPage>>,
     /// Page-locked memory that was given back.
     kept: Mutex<Vec<Pages>>,
 }
@@ -91,16 +91,16 @@ impl Device {
         lock(&self.staging.events).push(event);
     }
 
-    /// A word for kernels to write, zero.
-    pub(crate) fn take_word(&self) -> Result<HostWord> {
-        let kept = lock(&self.staging.words).pop();
-        kept.map_or_else(|| self.driver.host_word(), Ok)
+    /// A page for kernels to write, its word zero.
+    pub(crate) fn take_page(&self) -> Result<HostPage> {
+        let kept = lock(&self.staging.pages).pop();
+        kept.map_or_else(|| self.driver.host_page(), Ok)
     }
 
-    /// Keeps a word. No work is left that could write it.
-    pub(crate) fn give_word(&self, word: HostWord) {
-        word.set(0);
-        lock(&self.staging.words).push(word);
+    /// Keeps a page. No work is left that could write it.
+    pub(crate) fn give_page(&self, page: HostPage) {
+        page.set(0);
+        lock(&self.staging.pages).push(page);
     }
 
     /// Copies to the device; `data` may change as soon as this returns.
@@ -244,7 +244,7 @@ impl Device {
         let inner = |ring: Mutex<Option<Ring>>| ring.into_inner().unwrap_or_else(PoisonError::into_inner);
         [staging.up, staging.down].into_iter().filter_map(inner).for_each(|ring| self.free_ring(ring));
         lock(&staging.events).drain(..).for_each(|event| self.driver.destroy_event(event));
-        lock(&staging.words).drain(..).for_each(|word| self.driver.free_host_word(&word));
+        lock(&staging.pages).drain(..).for_each(|page| self.driver.free_host_page(&page));
         lock(&staging.kept).drain(..).for_each(|pages| self.free(pages));
     }
 

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use tersor_core::codec::storable_scale;
 use tersor_core::{
-    Checked, DeviceSlice, Element, Error, Format, HostContext, In, Out, PackedWeight, Ran, RawBuffer, Result, Stream,
+    Checked, DeviceSlice, Download, Element, Error, HostContext, In, Out, PackedWeight, Ran, RawBuffer, Result, Stream,
 };
 
 use crate::ID;
+use crate::ahead::Ahead;
 use crate::backend::refusal;
-use crate::driver::{Address, Args, HostWord};
+use crate::driver::{Address, HostPage};
+use crate::faults::Watched;
 use crate::memory::{Allocation, Device};
 use crate::names::Names;
 use crate::pack::Packed;
@@ -22,11 +23,12 @@ pub(crate) struct CudaStream {
     host: HostContext,
     pub(crate) scratch: Scratch,
     /// The smallest key of a fault so far, all ones if there is none; see `kernels/common.cuh`.
-    fault: Allocation,
-    /// Not zero once a kernel has written a fault.
-    raised: HostWord,
-    /// What the ops since the last report were, by their numbers in keys.
-    watched: Vec<Watched>,
+    pub(crate) fault: Allocation,
+    /// Its word is not zero once a kernel has written a fault; its slots are those of downloads on their way.
+    pub(crate) page: HostPage,
+    /// What the ops were since the last report or since a download was begun, by their numbers in keys.
+    pub(crate) watched: Vec<Watched>,
+    pub(crate) ahead: Ahead,
 }
 
 /// Memory that a stream keeps from op to op, so that a decode loop allocates nothing once it has grown.
@@ -36,41 +38,6 @@ pub(crate) struct Scratch {
     /// Keys and counts of `sample`, zero between ops, and the number of rows that there is room for.
     sample: Option<(Allocation, usize)>,
 }
-
-/// An op that can fail on its data.
-#[derive(Debug, Clone, Copy)]
-struct Watched {
-    what: &'static str,
-    format: Format,
-}
-
-/// Where a kernel reports.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Fault {
-    word: Address,
-    raised: Address,
-    number: u64,
-}
-
-impl Fault {
-    /// Whether both report to the same stream.
-    pub(crate) fn same_stream(&self, other: &Fault) -> bool {
-        self.word == other.word
-    }
-}
-
-impl Args {
-    /// The number alone, where a kernel that reports for several ops has the rest.
-    pub(crate) fn fault_number(self, f: Fault) -> Self {
-        self.u64(f.number)
-    }
-    pub(crate) fn fault(self, f: Fault) -> Self {
-        self.u64(f.word).u64(f.raised).u64(f.number)
-    }
-}
-
-/// Ops that are told apart between two reports; those beyond share the last number. (Keys have 20 bits for it.)
-const MAX_WATCHED: usize = 1 << 19;
 
 impl Scratch {
     /// At least `bytes` of undefined content, the slot's own until it is asked for again.
@@ -99,36 +66,9 @@ impl CudaStream {
     pub(crate) fn new(device: Arc<Device>, names: Arc<Names>, host: HostContext) -> Result<Self> {
         let fault = device.take(8)?;
         device.fill(&fault, 0xff)?;
-        let raised = device.take_word()?;
-        Ok(CudaStream { device, names, host, scratch: Scratch::default(), fault, raised, watched: Vec::new() })
-    }
-
-    /// Where the next kernels report data that they cannot round.
-    pub(crate) fn watch(&mut self, what: &'static str, format: Format) -> Fault {
-        if self.watched.len() < MAX_WATCHED {
-            self.watched.push(Watched { what, format });
-        }
-        Fault { word: self.fault.at, raised: self.raised.address, number: self.watched.len() as u64 - 1 }
-    }
-
-    /// Reports the first fault since the last report. All work is done.
-    fn report(&mut self) -> Result<()> {
-        let watched = std::mem::take(&mut self.watched);
-        if self.raised.get() == 0 {
-            // The capacity is kept, as this happens once a token.
-            self.watched = watched;
-            self.watched.clear();
-            return Ok(());
-        }
-        self.raised.set(0);
-        let mut key = [0; 8];
-        self.device.download(self.fault.at, &mut key)?;
-        self.device.fill(&self.fault, 0xff)?;
-        let key = u64::from_le_bytes(key);
-        match watched.get((key >> 44) as usize) {
-            Some(w) => Err(fault_error(*w, key & 7, key >> 3 & ((1 << 41) - 1))),
-            None => Err(Error::Device { backend: ID.into(), message: format!("unknown fault {key:#x}") }),
-        }
+        let page = device.take_page()?;
+        let (scratch, ahead) = (Scratch::default(), Ahead::default());
+        Ok(CudaStream { device, names, host, scratch, fault, page, watched: Vec::new(), ahead })
     }
 
     /// Address of an input.
@@ -201,27 +141,6 @@ fn not_device(what: &'static str, empty: bool) -> Result<Address> {
     Err(Error::Memory { what, found: "host", backend: ID.into(), need: "device", remedy })
 }
 
-/// What a key means; the kinds are those of `kernels/common.cuh`.
-fn fault_error(w: Watched, kind: u64, payload: u64) -> Error {
-    let Watched { what, format } = w;
-    let index = payload as usize;
-    let not_finite = |value| Error::NotFinite { what, index, value };
-    match kind {
-        0 => not_finite(f32::NAN),
-        1 => not_finite(f32::INFINITY),
-        2 => not_finite(f32::NEG_INFINITY),
-        3 => {
-            let scale = f32::from_bits(payload as u32);
-            storable_scale(format, scale).err().unwrap_or_else(|| not_finite(scale))
-        }
-        4 => Error::NotFinite { what: "mean of the absolute weights", index: 0, value: f32::INFINITY },
-        _ => Error::Device {
-            backend: ID.into(),
-            message: format!("{what}: entry {index}, in device memory, is out of range; nothing was done for it"),
-        },
-    }
-}
-
 impl Stream for CudaStream {
     fn submit(&mut self, op: Checked<'_>) -> Result<Ran> {
         if self.host.is_cancelled() {
@@ -255,6 +174,28 @@ impl Stream for CudaStream {
         self.device.download(from, dst)?;
         self.report()
     }
+
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+
+    fn begin_download(&mut self, src: &RawBuffer, offset: usize, len: usize) -> Result<Download> {
+        let from = self.range(src, offset, len)?;
+        if let Some(copy) = self.begin(from, len)? {
+            return Ok(copy);
+        }
+        let mut bytes = vec![0; len];
+        self.download(src, offset, &mut bytes)?;
+        Ok(Download::done(bytes))
+    }
+
+    fn finish_download(&mut self, download: Download, dst: &mut [u8]) -> Result<()> {
+        self.collect(download, Some(dst))
+    }
+
+    fn discard_download(&mut self, download: Download) -> Result<()> {
+        self.collect(download, None)
+    }
 }
 
 impl CudaStream {
@@ -269,7 +210,10 @@ impl Drop for CudaStream {
     fn drop(&mut self) {
         // A kernel may still write to it; where that cannot be told, it is left alone.
         if self.device.synchronize().is_ok() {
-            self.device.give_word(self.raised);
+            self.device.give_page(self.page);
+        }
+        for event in self.ahead.events() {
+            self.device.give_event(event);
         }
     }
 }

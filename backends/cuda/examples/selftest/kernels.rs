@@ -68,6 +68,7 @@ fn all(backend: &dyn QuantBackend) -> Vec<Result> {
     tables(&mut w);
     small_ops(&mut w);
     weights(&mut w);
+    copies(&mut w);
     w.results
 }
 
@@ -420,4 +421,18 @@ fn expand(w: &mut Work<'_>, weight: &Weight) {
     let halves = f16s.iter().map(|v| v.to_bits()).chain(bf16s.iter().map(|v| v.to_bits())).map(u32::from);
     let bits = f32s.iter().map(|v| v.to_bits()).chain(halves).collect();
     w.results.push(Result { name: format!("{} as values", weight.format()), bits, exact: true });
+}
+
+/// Copies to the host that are finished after the buffer has been written again.
+fn copies(w: &mut Work<'_>) {
+    w.exact = true;
+    let (mut x, other) = (w.floats(300), noise(301));
+    let first = x.begin_read(&mut *w.stream, 1, 200).unwrap();
+    x.write(&mut *w.stream, &other[1..]).unwrap();
+    let second = x.begin_read(&mut *w.stream, 99, 2).unwrap();
+    let (mut long, mut short) = ([0.0f32; 200], [0.0f32; 2]);
+    Buffer::finish_read(&mut *w.stream, second, &mut short).unwrap();
+    Buffer::finish_read(&mut *w.stream, first, &mut long).unwrap();
+    let bits = long.iter().chain(&short).map(|v| v.to_bits()).collect();
+    w.results.push(Result { name: "copies to the host".into(), bits, exact: true });
 }

@@ -1,11 +1,13 @@
 //! The shape of BitNet b1.58 2B-4T with random weights.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 use tersor_backend_cuda::CudaBackend;
 use tersor_core::{Bytes, Format, QuantBackend, SampleParams, Shape, Weight, f16};
+use tersor_model::generate::{Options, continue_ids};
 use tersor_model::graph::TensorSource;
 use tersor_model::names::Role;
 use tersor_model::{Model, ModelConfig, Result, Session, SessionOptions, embedded};
@@ -167,18 +169,24 @@ fn sequence(gpu: &CudaBackend, model: &Model, head: Format, prompt: usize, token
     let mut session = Session::new(model, options).unwrap();
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     let mut before = gpu.counters();
+    // The prompt gives one more.
+    let generation = Options { tokens: tokens + 1, stop_at_eos: false, ..Options::default() };
     for _ in 0..4 {
         session.reset();
         let started = Instant::now();
         session.prefill(&ids).unwrap();
         prefill.push(prompt as f64 / started.elapsed().as_secs_f64());
-        session.sample(GREEDY).unwrap();
-        before = gpu.counters();
-        let started = Instant::now();
-        for _ in 0..tokens {
-            session.step(GREEDY).unwrap();
-        }
-        decode.push(tokens as f64 / started.elapsed().as_secs_f64());
+        session.reset();
+        let mut first = None;
+        let run = continue_ids(&mut session, &ids, &generation, |_| {
+            first.get_or_insert_with(|| {
+                before = gpu.counters();
+                Instant::now()
+            });
+            ControlFlow::Continue(())
+        });
+        decode.push(tokens as f64 / first.unwrap().elapsed().as_secs_f64());
+        assert_eq!(run.unwrap().decode.tokens, tokens);
     }
     let after = gpu.counters();
     let per = |a: u64, b: u64| (a - b) as f64 / tokens as f64;

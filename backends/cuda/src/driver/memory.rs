@@ -25,25 +25,68 @@ unsafe impl Send for Event {}
 // SAFETY: as above.
 unsafe impl Sync for Event {}
 
-/// A word of host memory that kernels can write.
+/// Bytes of a page of host memory that kernels can write, and what it is divided into: a word, in a cache line of its own, and
+/// slots of a key and bytes.
+const PAGE: usize = 4096;
+const LINE: usize = 64;
+const KEY: usize = 8;
+const SLOT: usize = 960;
+/// Slots of a page.
+pub(crate) const SLOTS: usize = 4;
+/// Bytes of a slot beside its key.
+pub(crate) const ROOM: usize = SLOT - KEY;
+const _: () = assert!(LINE + SLOTS * SLOT <= PAGE);
+
+/// A page of host memory that kernels can write.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct HostWord {
-    at: *mut u32,
-    /// Where kernels see it.
+pub(crate) struct HostPage {
+    at: *mut u8,
+    /// Where kernels see it, and its word.
     pub(crate) address: Address,
 }
 
 // SAFETY: it is memory like any other; reads and writes below are volatile, because kernels write it too.
-unsafe impl Send for HostWord {}
+unsafe impl Send for HostPage {}
 
-impl HostWord {
+impl HostPage {
+    /// The word.
     pub(crate) fn get(&self) -> u32 {
         // SAFETY: the memory is ours until it is freed, and aligned to a page.
-        unsafe { self.at.read_volatile() }
+        unsafe { self.at.cast::<u32>().read_volatile() }
     }
     pub(crate) fn set(&self, value: u32) {
         // SAFETY: as above.
-        unsafe { self.at.write_volatile(value) }
+        unsafe { self.at.cast::<u32>().write_volatile(value) }
+    }
+
+    /// Byte of a slot; there are so many.
+    fn slot(slot: usize) -> usize {
+        LINE + slot % SLOTS * SLOT
+    }
+
+    /// Where kernels see the key of a slot, and its bytes.
+    pub(crate) fn addresses(&self, slot: usize) -> (Address, Address) {
+        let key = self.address + Self::slot(slot) as u64;
+        (key, key + KEY as u64)
+    }
+
+    /// The key of a slot.
+    pub(crate) fn key(&self, slot: usize) -> u64 {
+        // SAFETY: the slot lies in the page, and begins at a multiple of 64 bytes.
+        unsafe { self.at.add(Self::slot(slot)).cast::<u64>().read_volatile() }
+    }
+    pub(crate) fn set_key(&self, slot: usize, key: u64) {
+        // SAFETY: as above.
+        unsafe { self.at.add(Self::slot(slot)).cast::<u64>().write_volatile(key) }
+    }
+
+    /// Bytes of a slot, no more than it has.
+    pub(crate) fn read(&self, slot: usize, out: &mut [u8]) {
+        let from = Self::slot(slot) + KEY;
+        for (i, byte) in out.iter_mut().take(ROOM).enumerate() {
+            // SAFETY: the byte lies in the slot, which lies in the page.
+            *byte = unsafe { self.at.add(from + i).read_volatile() };
+        }
     }
 }
 
@@ -228,30 +271,30 @@ impl Driver {
         }
     }
 
-    /// A word of host memory that kernels can write; see [`HostWord`].
-    pub(crate) fn host_word(&self) -> Result<HostWord> {
+    /// See [`HostPage`]. Its word is zero, the rest is undefined.
+    pub(crate) fn host_page(&self) -> Result<HostPage> {
         self.bind()?;
         let mut at = std::ptr::null_mut();
         // SAFETY: `at` outlives the call. Flag 2 maps the memory for the device.
-        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut at, 4096, 2) })?;
+        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut at, PAGE, 2) })?;
         let mut address = 0;
         // SAFETY: `at` was just allocated, mapped.
         let mapped = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, at, 0) };
-        let word = HostWord { at: at.cast(), address };
+        let page = HostPage { at: at.cast(), address };
         if let Err(e) = check("cuMemHostGetDevicePointer", mapped) {
-            self.free_host_word(&word);
+            self.free_host_page(&page);
             return Err(e);
         }
-        word.set(0);
-        Ok(word)
+        page.set(0);
+        Ok(page)
     }
 
-    /// Gives a word back. All work is done.
-    pub(crate) fn free_host_word(&self, word: &HostWord) {
+    /// Gives a page back. All work is done.
+    pub(crate) fn free_host_page(&self, page: &HostPage) {
         if self.bind().is_ok() {
-            // SAFETY: it came from `host_word` of this driver and no work is left that could use it. A failure to free leaves
+            // SAFETY: it came from `host_page` of this driver and no work is left that could use it. A failure to free leaves
             // nothing to be done.
-            let _ = unsafe { sys::cuMemFreeHost(word.at.cast()) };
+            let _ = unsafe { sys::cuMemFreeHost(page.at.cast()) };
         }
     }
 }

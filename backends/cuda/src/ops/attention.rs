@@ -3,9 +3,10 @@
 use tersor_core::{Format, In, Out, Result, Span};
 
 use crate::driver::{Address, Args, Grid, Kernel};
+use crate::faults::Fault;
 use crate::memory::Device;
 use crate::pack::count;
-use crate::stream::{CudaStream, Fault};
+use crate::stream::CudaStream;
 
 /// The shape of the heads.
 #[derive(Debug, Clone, Copy)]

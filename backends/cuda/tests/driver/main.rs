@@ -4,6 +4,7 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod ahead;
 mod images;
 mod promises;
 mod settled;
@@ -97,6 +98,7 @@ fn child() {
             let work = |backend: Arc<dyn QuantBackend>| match std::env::var("FAKE_WORK").as_deref() {
                 Ok("nothing") => Ok(()),
                 Ok("steps") => steps::work(&backend),
+                Ok("ahead") => ahead::work(&*backend),
                 Ok("promises") => promises::work(&*backend),
                 Ok("settled") => settled::work(&*backend),
                 _ => work(&*backend),
@@ -144,6 +146,8 @@ fn work(backend: &dyn QuantBackend) -> Result<()> {
     b.read(&mut *stream, 0, &mut out)?;
     assert_eq!(out, large);
     b.read(&mut *stream, 0, &mut out[..50])?;
+    let copy = b.begin_read(&mut *stream, 0, 50)?;
+    Buffer::finish_read(&mut *stream, copy, &mut out[..50])?;
     drop((a, b));
     let mut pinned = Buffer::<f32>::pinned(backend, large.len())?;
     if let Some(values) = pinned.as_host_mut() {

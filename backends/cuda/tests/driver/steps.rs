@@ -1,8 +1,10 @@
 //! What decoding asks of the driver, step by step: the ids that were drawn come down, and nothing else crosses.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use tersor_core::{Error, QuantBackend, Result, SampleParams};
+use tersor_model::generate::{Options, continue_ids};
 use tersor_model::{Batch, BatchOptions, Model, Session, SessionOptions, embedded};
 
 use crate::{log, logged};
@@ -38,6 +40,14 @@ fn decode(backend: &Arc<dyn QuantBackend>) -> tersor_model::Result<()> {
         }
         log("end");
     }
+    // The same as users have it: from one token to the next.
+    session.reset();
+    let (mut step, tokens) = (0, STEPS + 2);
+    continue_ids(&mut session, &ids, &Options { tokens, stop_at_eos: false, ..Options::default() }, |_| {
+        log(&if step < STEPS { format!("step ahead {step}") } else { "end".to_owned() });
+        step += 1;
+        ControlFlow::Continue(())
+    })?;
     let options = BatchOptions { sequences: SEQUENCES, capacity: Some(90), ..BatchOptions::default() };
     let mut batch = Batch::new(&model, options)?;
     batch.add(&[&ids[..3], &ids[..9], &ids], DRAWN)?;
@@ -62,15 +72,18 @@ fn steps<'a>(calls: &'a [String], kind: &str) -> Vec<Vec<&'a str>> {
 #[test]
 fn a_step_brings_down_the_ids_that_were_drawn_and_nothing_else_crosses() {
     let calls = logged("steps", &[]);
-    for (kind, ids) in [("greedy", 1), ("drawn", 1), ("batch", SEQUENCES)] {
+    for (kind, ids) in [("greedy", 1), ("drawn", 1), ("ahead", 1), ("batch", SEQUENCES)] {
         for (i, step) in steps(&calls, kind).into_iter().enumerate() {
-            let copies: Vec<&str> = step.iter().copied().filter(|c| c.starts_with("cuMemcpy")).collect();
-            let down = format!("cuMemcpyDtoHAsync_v2 {}", 4 * ids);
+            let copy = |c: &&str| c.starts_with("cuMemcpy") || c.starts_with("published ");
+            let copies: Vec<&str> = step.iter().copied().filter(copy).collect();
+            let down = format!("{} {}", if kind == "batch" { "cuMemcpyDtoHAsync_v2" } else { "published" }, 4 * ids);
             // The first step of a batch takes the tables of positions with it, some steps ahead.
             let tables = kind == "batch" && i == 0;
             let outside = |call: &&&str| !(call.starts_with("cuMemcpyDtoD") || tables && call.contains("HtoD"));
             let crossed: Vec<&str> = copies.iter().filter(outside).copied().collect();
-            assert_eq!(crossed, [down.as_str()], "{kind} {i}: {step:?}");
+            // Between the first two tokens, two steps are begun.
+            let begun = 1 + usize::from(kind == "ahead" && i == 0);
+            assert_eq!(crossed, vec![down.as_str(); begun], "{kind} {i}: {step:?}");
             // Memory that drawing alone needs is made when it is first needed.
             if i == 0 {
                 continue;
@@ -78,7 +91,9 @@ fn a_step_brings_down_the_ids_that_were_drawn_and_nothing_else_crosses() {
             let makes = ["cuMemAlloc", "cuMemHostAlloc", "cuMemFree", "cuStreamCreate", "cuModule"];
             assert!(!step.iter().any(|call| makes.iter().any(|m| call.starts_with(m))), "{kind} {i}: {step:?}");
             // And waits once.
-            assert_eq!(step.iter().filter(|call| **call == "cuStreamSynchronize").count(), 1, "{kind} {i}: {step:?}");
+            let waits = |name: &str| step.iter().filter(|call| **call == name).count();
+            let waits = (waits("cuStreamSynchronize"), waits("cuEventSynchronize"));
+            assert_eq!(waits, if kind == "batch" { (1, 0) } else { (0, 1) }, "{kind} {i}: {step:?}");
         }
     }
 }
@@ -101,5 +116,30 @@ fn steps_are_replayed_as_graphs() {
             assert!(lone < 8 && (1..=4).contains(&graphs.len()), "{told}");
             assert!(!step.iter().any(|call| call.contains("Capture") || call.contains("Instantiate")), "{told}");
         }
+    }
+}
+
+#[test]
+fn the_next_step_is_on_its_way_before_a_token_is_waited_for() {
+    let calls = logged("steps", &[("FAKE_MEMORY", "2000000001")]);
+    let layers = embedded::fable_26m().unwrap().config().layers;
+    let place = |step: &[&str], what: &str| step.iter().position(|call| call.starts_with(what)).unwrap();
+    for (i, step) in steps(&calls, "ahead").into_iter().enumerate() {
+        // The last call of each is the wait, whether the launches are alone or a graph already.
+        assert!(place(&step, "published") < place(&step, "cuEventSynchronize"), "{i}: {step:?}");
+        if i < FIRST {
+            continue;
+        }
+        let graphs = step.iter().filter(|call| call.starts_with("cuGraphLaunch")).count();
+        let lone = step.iter().filter(|call| call.starts_with("cuLaunchKernelEx")).count();
+        assert_eq!((graphs, lone), (1, 0), "{i}: {step:?}");
+        // What names a position changes, and what names the row of the logits; the numbers of faults do not, or it were all.
+        let set = |call: &&str| call.strip_prefix("cuGraphExecKernelNodeSetParams_v2 ").map(str::to_owned);
+        let changed: Vec<String> = step.iter().filter_map(set).collect();
+        let (of_layers, others): (Vec<_>, Vec<_>) = changed
+            .iter()
+            .partition(|k| ["norm_qkv", "attention_cluster", "rope_kv_write", "attention"].contains(&k.as_str()));
+        assert!(of_layers.len() <= 2 * layers, "{i}: {changed:?}");
+        assert!(others.len() <= 4 && others.iter().any(|k| *k == "publish"), "{i}: {changed:?}");
     }
 }
