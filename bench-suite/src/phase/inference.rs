@@ -289,11 +289,25 @@ impl Running {
     fn decode(&mut self, prompt: &[u32], tokens: usize) -> tersor::model::Result<(Sample, Vec<u32>)> {
         let (_, mut ids) = self.prefill(prompt)?;
         let sample = Sample::time(1, || {
-            for _ in 0..tokens {
-                ids.push(self.session.step(GREEDY)?);
+            for at in 0..tokens {
+                ids.push(next(&mut self.session, at + 1 == tokens)?);
             }
             Ok::<_, tersor::model::Error>(())
         })?;
         Ok((sample, ids))
     }
+}
+
+/// The next token, as a generation has it: with the step after it on its way, where the device works by itself.
+fn next(session: &mut Session, last: bool) -> tersor::model::Result<u32> {
+    if !session.runs_ahead() {
+        return session.step(GREEDY);
+    }
+    if session.steps_begun() == 0 {
+        session.begin_step(GREEDY)?;
+    }
+    if !last {
+        session.begin_step(GREEDY)?;
+    }
+    session.finish_step()
 }
