@@ -28,8 +28,10 @@ pub(crate) fn room(device: &Device) -> usize {
 const CLUSTER_HEAD: usize = 128;
 const CLUSTER_ROWS: usize = 8;
 const CLUSTER: usize = 4;
-/// The least shared memory of its block; see `groups` for why there is one.
-const CLUSTER_SHARED: u32 = 60_000;
+/// The least shared memory of its block where it has one row, for caches of up to `CLUSTER_SHORT` positions and for longer ones; see `groups` for
+/// why there is one.
+const CLUSTER_SHARED: [u32; 2] = [117_000, 60_000];
+const CLUSTER_SHORT: u32 = 448;
 /// Chunks of values that it holds, at least and at most, and the floats of one.
 const HELD: u32 = 8;
 const HELD_MOST: u32 = 16;
@@ -96,7 +98,10 @@ impl CudaStream {
             let scores = room.next_multiple_of(64);
             let fits = (self.device.driver.dynamic_shared() / 4).saturating_sub(scores) / CHUNK;
             let held = fits.clamp(HELD, HELD_MOST).min(scores / 64);
-            let shared = (4 * (scores + held * CHUNK)).max(CLUSTER_SHARED).min(self.device.driver.dynamic_shared());
+            // Several rows have more blocks than there are multiprocessors.
+            let alone = CLUSTER_SHARED[usize::from(scores > CLUSTER_SHORT)];
+            let least = if positions.len() == 1 { alone } else { 0 };
+            let shared = (4 * (scores + held * CHUNK)).max(least).min(self.device.driver.dynamic_shared());
             let grid = Grid { x, y: 1, threads: 512, shared };
             let args = args.u64(positions_at).u64(first).u32(capacity).u64(k).u64(v).u64(y).u32(scores);
             // What was written by the launch before is all that it has to wait for.
