@@ -91,7 +91,7 @@ __device__ __forceinline__ void norm_products(const NormRow &row, u32 tiles, u32
         bool heavy = warp_max(most) > 0x53800000;
         // One warp waits for all: threads that wait for a kernel take turns with those that compute, a barrier's do not.
         wait_for_previous();
-        pass_by(RELEASED, WORKERS + 32);
+        meet(RELEASED, WORKERS + 32);
         start_next();
         bool same = keep<WORKERS, VECS>(s, row, heavy);
         __syncthreads();
