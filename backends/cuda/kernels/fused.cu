@@ -65,7 +65,7 @@ __device__ __forceinline__ float result(int acc, float weight_scale, float x_sca
 }
 
 // Threads of a block at most. Those past the keeper leave at once: their registers are what keeps a second block of the same
-// kernel from a multiprocessor that has room for one of the next kernel; see src/groups.rs.
+// kernel from a multiprocessor that has room for one of the next kernel; see src/placement.rs.
 #define BLOCK_THREADS 512
 
 // A block of WORKERS threads and the keeper: the norm of a row, and products of ROWS rows for each LANES threads. `copies` says

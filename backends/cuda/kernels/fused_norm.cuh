@@ -38,7 +38,7 @@ template <int WORKERS, int TILES> struct Staged {
     // Count the bytes of the block's weights that have arrived, and of the norm's.
     u64 arrived, norm_arrived;
 };
-// The host knows it too: `staged` in src/groups.rs.
+// The host knows it too: `staged` in src/placement.rs.
 #define STAGED_BYTES(WORKERS, TILES) ((2368 * (TILES) + 4096 + (WORKERS) + 320 + 127) / 128 * 128)
 
 template <int WORKERS, int TILES> __device__ __forceinline__ uint4 *weights_of(Staged<WORKERS, TILES> &s) {

@@ -10,61 +10,9 @@ use crate::driver::{Address, Args, Grid, Kernel};
 use crate::many_rows;
 use crate::memory::Device;
 use crate::pack::TILE;
+use crate::placement::{FUSED_SHARED, GATE_UP, GEMV, QKV, TILES, WIDE_GEMV, WIDE_TILES};
 use crate::queue::{Gate, Gemv, Item, KvWrite, Norm, Rope};
 
-/// Tiles of a row that the fused kernels hold; see `kernels/fused.cu`, as for what follows.
-const TILES: u32 = 10;
-const WIDE_TILES: u32 = 28;
-
-/// A fused kernel: the threads that have rows of weights (one more warp keeps the norm's sum), the rows of weights that its
-/// block holds, the tiles of a row it has room for, the least shared memory its block takes, and threads that only take
-/// registers.
-///
-/// A block that starts early, beside those of the kernel before it, goes wherever there is room, and two of one kernel on a
-/// multiprocessor take twice as long. So blocks take more than they need of what the kernels before and after them need
-/// little of: gate and up more than half of the shared memory, down more than half of the registers, and o, between an
-/// attention and gate and up, little of either. The numbers are what was fastest of some thousands on an H100, among dozens
-/// that were as fast: see `docs/performance-cuda.md`.
-struct Fused {
-    workers: u32,
-    rows: u32,
-    tiles: u32,
-    least: u32,
-    idle: u32,
-}
-
-const GEMV: Fused = Fused { workers: 160, rows: 20, tiles: TILES, least: 60_000, idle: 0 };
-const WIDE_GEMV: Fused = Fused { workers: 320, rows: 20, tiles: WIDE_TILES, least: 0, idle: 128 };
-/// As many rows of each of the two products.
-const GATE_UP: Fused = Fused { workers: 224, rows: 2 * 56, tiles: TILES, least: 117_000, idle: 128 };
-/// Pairs of rows that turn with each other.
-const QKV: Fused = Fused { workers: 128, rows: 2 * 16, tiles: TILES, least: 75_000, idle: 128 };
-
-impl Fused {
-    /// Bytes of shared memory for rows of so many tiles; the norm's part is `STAGED_BYTES` in `kernels/fused_norm.cuh`.
-    const fn shared(&self, tiles: u32) -> u32 {
-        let staged = (2368 * self.tiles + 4096 + self.workers + 320).next_multiple_of(128);
-        let bytes = staged + self.rows * tiles * 64;
-        if bytes < self.least { self.least } else { bytes }
-    }
-
-    const fn grid(&self, blocks: u32, tiles: u32) -> Grid {
-        Grid { x: blocks, y: 1, threads: self.workers + 32 + self.idle, shared: self.shared(tiles) }
-    }
-}
-
-/// Bytes of dynamic shared memory without which the fused kernels are not used.
-const FUSED_SHARED: u32 = {
-    let all = [GEMV.shared(TILES), WIDE_GEMV.shared(WIDE_TILES), GATE_UP.shared(TILES), QKV.shared(TILES)];
-    let (mut most, mut i) = (0, 0);
-    while i < all.len() {
-        if all[i] > most {
-            most = all[i];
-        }
-        i += 1;
-    }
-    most
-};
 /// Columns that `norm_rows` and `norm_rows_wide` have room for, and the threads of the latter.
 const NORM_COLS: u32 = 2560;
 const WIDE_NORM_COLS: u32 = 7168;

@@ -8,7 +8,8 @@
 //! * `driver` is the only module that calls the driver's C functions; every call's result is checked there.
 //! * `memory` is the pool that buffers come from; `pack` the layout of weights.
 //! * `many_rows` chooses the tile of products of many rows.
-//! * `queue` and `groups` let neighbouring launches become one, `batch` sends them off together, as CUDA graphs where they recur.
+//! * `queue` and `groups` let neighbouring launches become one, `placement` says where the blocks of some lie, `batch` sends them
+//!   off together, as CUDA graphs where they recur.
 //! * `stream` turns checked ops into launches; `ops` has one file for each family of kernels.
 //! * `faults` is what becomes of data that cannot be rounded; `ahead` lets the host submit a step before it has seen the last.
 //! * `staging` is how large copies keep the link busy: page-locked slots, streams of their own.
@@ -36,6 +37,7 @@ mod memory;
 mod names;
 mod ops;
 mod pack;
+mod placement;
 mod probe;
 mod queue;
 mod staging;

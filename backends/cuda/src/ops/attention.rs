@@ -6,6 +6,7 @@ use crate::driver::{Address, Args, Grid, Kernel};
 use crate::faults::Fault;
 use crate::memory::Device;
 use crate::pack::count;
+use crate::placement::attention_shared;
 use crate::stream::CudaStream;
 
 /// The shape of the heads.
@@ -28,10 +29,6 @@ pub(crate) fn room(device: &Device) -> usize {
 const CLUSTER_HEAD: usize = 128;
 const CLUSTER_ROWS: usize = 8;
 const CLUSTER: usize = 4;
-/// The least shared memory of its block where it has one row, for caches of up to `CLUSTER_SHORT` positions and for longer ones; see `groups` for
-/// why there is one.
-const CLUSTER_SHARED: [u32; 2] = [117_000, 60_000];
-const CLUSTER_SHORT: u32 = 448;
 /// Chunks of values that it holds, at least and at most, and the floats of one.
 const HELD: u32 = 8;
 const HELD_MOST: u32 = 16;
@@ -98,9 +95,7 @@ impl CudaStream {
             let scores = room.next_multiple_of(64);
             let fits = (self.device.driver.dynamic_shared() / 4).saturating_sub(scores) / CHUNK;
             let held = fits.clamp(HELD, HELD_MOST).min(scores / 64);
-            // Several rows have more blocks than there are multiprocessors.
-            let alone = CLUSTER_SHARED[usize::from(scores > CLUSTER_SHORT)];
-            let least = if positions.len() == 1 { alone } else { 0 };
+            let least = attention_shared(positions.len(), scores);
             let shared = (4 * (scores + held * CHUNK)).max(least).min(self.device.driver.dynamic_shared());
             let grid = Grid { x, y: 1, threads: 512, shared };
             let args = args.u64(positions_at).u64(first).u32(capacity).u64(k).u64(v).u64(y).u32(scores);
