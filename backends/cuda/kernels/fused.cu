@@ -89,7 +89,7 @@ __device__ __forceinline__ void norm_products(const NormRow &row, u32 tiles, u32
         wait_for(&s.norm_arrived);
         for (u32 i = lane; i < row.cols / 4; i += 32) most = max(most, largest_bits(((const float4 *)s.w)[i]));
         bool heavy = warp_max(most) > 0x53800000;
-        // One warp waits for all: threads that wait for a kernel take turns with those that compute, a barrier's do not.
+        // One warp waits for all. It was faster in the places where blocks lie now, for a reason that we have not found.
         wait_for_previous();
         meet(RELEASED, WORKERS + 32);
         start_next();
