@@ -17,10 +17,19 @@ __device__ __forceinline__ float gumbel(u64 stream, u32 index) {
 
 __device__ __forceinline__ u64 key_of(u32 order, u32 index) { return (u64)order << 32 | (u32)~index; }
 
+// Counts a block that is done. What its thread saw and did before, faults that others of the block raised among it, comes before
+// what a thread does that has counted later.
+__device__ __forceinline__ u64 count_done(u64 *count) {
+    u64 before;
+    asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], 1;" : "=l"(before) : "l"(count) : "memory");
+    return before;
+}
+
 // `slots` has two words a row, the best key and the number of blocks done; zero before and after. `threshold` is the
-// smallest key that takes part, a row each, or null.
+// smallest key that takes part, a row each, or null. Where `published` is not null, which is for one row, the block that is last
+// does what `publish` would do after this kernel, with the id.
 KERNEL __launch_bounds__(256) sample(const float *logits, u32 vocab, float temperature, u64 seed, const u32 *steps,
-                                     const u64 *threshold, u64 *slots, u32 *ids, FAULT) {
+                                     const u64 *threshold, u64 *slots, u32 *ids, FAULT, u32 *published, u64 *key) {
     __shared__ u64 shared[8];
     BEGIN;
     u32 row = blockIdx.y;
@@ -43,11 +52,15 @@ KERNEL __launch_bounds__(256) sample(const float *logits, u32 vocab, float tempe
     if (threadIdx.x != 0) return;
     for (u32 i = 1; i < 8; i++) best = max(best, shared[i]);
     atomicMax(&slots[2 * row], best);
-    __threadfence();
-    if (atomicAdd(&slots[2 * row + 1], 1ull) == gridDim.x - 1) {
-        ids[row] = ~(u32)atomicExch(&slots[2 * row], 0ull);
-        slots[2 * row + 1] = 0;
-    }
+    if (count_done(&slots[2 * row + 1]) != gridDim.x - 1) return;
+    // In this order neither waits for the other.
+    u64 fault = published ? atomicExch(fault_word, ~0ull) : 0;
+    best = atomicExch(&slots[2 * row], 0ull);
+    slots[2 * row + 1] = 0;
+    ids[row] = ~(u32)best;
+    if (!published) return;
+    *published = ~(u32)best;
+    *key = fault;
 }
 
 // The k-th largest key of a row, by eight passes over its bytes. One block a row.

@@ -1,8 +1,9 @@
 //! Downloads that are begun now and collected later, so that the GPU has its next work before the host knows what the last gave.
 //!
 //! One small kernel at the end of a step copies a few bytes to a slot in host memory, takes the fault word with them and leaves
-//! it as it was before the first fault. So each download knows the first fault of the ops before it and after the one before
-//! it, in the order of the stream, and an op that fails in one step is never taken for one of the next, which runs already.
+//! it as it was before the first fault; where the step ends by drawing the one id that is wanted, the kernel that draws does all
+//! this. So each download knows the first fault of the ops before it and after the one before it, in the order of the stream,
+//! and an op that fails in one step is never taken for one of the next, which runs already.
 //!
 //! A kernel and not copies, because it is a part of the step's graph: two copies and a fill would each wait for the kernel before
 //! and keep the next step waiting.
@@ -12,7 +13,8 @@ use std::sync::Arc;
 
 use tersor_core::{Download, Error, Result};
 
-use crate::driver::{Address, Args, Event, HostPage, ROOM, SLOTS};
+use crate::batch::Publication;
+use crate::driver::{Address, Event, HostPage, ROOM, SLOTS};
 use crate::faults::{NONE, Watched, fault_error};
 use crate::stream::CudaStream;
 
@@ -75,11 +77,10 @@ impl CudaStream {
         }
         let Some(slot) = self.ahead.free_slot() else { return Ok(None) };
         let (key, to) = self.page.addresses(slot);
-        let args = Args::new().u64(from).u32(bytes as u32).u64(to).u64(key).u64(self.fault.at);
+        let what = Publication { from, bytes, to, key, fault_word: self.fault.at };
         let done = self.device.take_event()?;
-        // SAFETY: parameters as in publish.cu; the range was checked, the slot has room, is nobody else's, and is read when the
-        // event has happened.
-        if let Err(e) = unsafe { self.device.publish(args, bytes, &done) } {
+        // SAFETY: the range was checked, the slot has room, is nobody else's, and is read when the event has happened.
+        if let Err(e) = unsafe { self.device.publish(&what, &done) } {
             self.device.give_event(done);
             return Err(e);
         }

@@ -20,6 +20,31 @@ const REMEMBERED: usize = 64;
 /// The parameters of `attention_cluster` that say what to bring nearer; see `kernels/decode_attention.cu`.
 const AHEAD: std::ops::Range<usize> = 12..15;
 
+/// The parameters of `sample` that say where its ids and the fault word are, and what to publish where; see `kernels/sample.cu`.
+const IDS: usize = 7;
+const FAULT_WORD: usize = 8;
+const PUBLISHED: std::ops::Range<usize> = 11..13;
+
+/// Bytes that go to host memory, and with them the key of the first fault; see `kernels/publish.cu`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Publication {
+    pub(crate) from: Address,
+    pub(crate) bytes: usize,
+    /// Where the bytes and the key go.
+    pub(crate) to: Address,
+    pub(crate) key: Address,
+    pub(crate) fault_word: Address,
+}
+
+impl Publication {
+    /// The launch that does nothing else.
+    pub(crate) fn alone(&self) -> (Kernel, Grid, Args) {
+        let Publication { from, bytes, to, key, fault_word } = *self;
+        let args = Args::new().u64(from).u32(bytes as u32).u64(to).u64(key).u64(fault_word);
+        (Kernel::Publish, Grid::new(1, 32), args)
+    }
+}
+
 /// A launch to come.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Launch {
@@ -108,6 +133,19 @@ impl Batch {
         for (index, v) in AHEAD.zip([places[0], places[1], part]) {
             attention.args.set(index, v);
         }
+    }
+
+    /// Lets the launch before what comes publish its result, where that is one id, what is to be published, and of the same
+    /// stream: a kernel less. Whether it does.
+    pub(crate) fn publish_with_last(&mut self, what: &Publication) -> bool {
+        let one = |l: &&mut Launch| l.kernel == Kernel::Sample && l.grid.y == 1 && what.bytes == size_of::<u32>();
+        let same =
+            |l: &&mut Launch| (l.args.get(IDS), l.args.get(FAULT_WORD)) == (Some(what.from), Some(what.fault_word));
+        let Some(sample) = self.held.last_mut().filter(one).filter(same) else { return false };
+        for (index, v) in PUBLISHED.zip([what.to, what.key]) {
+            sample.args.set(index, v);
+        }
+        true
     }
 
     /// Sends off what is held, however little; the next batch is a first one.

@@ -170,6 +170,10 @@ impl Args {
     pub(crate) fn f32(self, v: f32) -> Self {
         self.u32(v.to_bits())
     }
+    /// An argument.
+    pub(crate) fn get(&self, index: usize) -> Option<u64> {
+        self.0.get(index).copied()
+    }
     /// Changes an argument.
     pub(crate) fn set(&mut self, index: usize, v: u64) {
         if let Some(arg) = self.0.get_mut(index) {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tersor_core::{DeviceMemory, Error, HostContext, Result};
 
 use crate::ID;
-use crate::batch::{Batch, Launch};
+use crate::batch::{Batch, Launch, Publication};
 use crate::driver::{Address, Args, Driver, Event, Grid, Kernel, Lane};
 use crate::names::Limits;
 use crate::queue::Queue;
@@ -223,20 +223,24 @@ impl Device {
         unsafe { self.batch().push(&self.driver, Launch { kernel, grid, args }) }
     }
 
-    /// Launches the kernel that copies to host memory, after everything before it, sends off all that is held, and lets the
-    /// event stand for it. The host does not wait.
+    /// Copies to host memory, after everything before it, sends off all that is held, and lets the event stand for it. The host
+    /// does not wait.
     ///
     /// # Safety
-    /// As for [`Driver::launch`].
-    pub(crate) unsafe fn publish(&self, args: Args, bytes: usize, event: &Event) -> Result<()> {
+    /// As for [`Driver::launch`], of the kernel in `publish.cu`.
+    pub(crate) unsafe fn publish(&self, what: &Publication, event: &Event) -> Result<()> {
         let mut queue = self.queue();
         self.drain(&mut queue)?;
-        // SAFETY: by contract.
-        unsafe { self.push(Kernel::Publish, Grid::new(1, 32), args) }?;
+        let done = self.batch().publish_with_last(what);
+        if !done {
+            let (kernel, grid, args) = what.alone();
+            // SAFETY: by contract.
+            unsafe { self.push(kernel, grid, args) }?;
+        }
         self.batch().send_on(&self.driver)?;
         self.driver.mark(event, Lane::Main)?;
         self.crossings.downloads.fetch_add(1, Ordering::Relaxed);
-        self.crossings.downloaded.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.crossings.downloaded.fetch_add(what.bytes as u64, Ordering::Relaxed);
         Ok(())
     }
 

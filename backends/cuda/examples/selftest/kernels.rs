@@ -7,8 +7,8 @@ use tersor_backend_cuda::CudaBackend;
 use tersor_core::codec::blocks;
 use tersor_core::reference::math::rope_tables;
 use tersor_core::{
-    Activations, Buffer, Bytes, Element, Epilogue, Floats, Format, GroupSize, Op, Output, PackedWeight, QuantBackend,
-    SampleParams, Shape, Span, Stream, Weight, bf16, codec, f16,
+    Activations, Buffer, Bytes, Download, Element, Epilogue, Error, Floats, Format, GroupSize, Op, Output,
+    PackedWeight, QuantBackend, SampleParams, Shape, Span, Stream, Weight, bf16, codec, f16,
 };
 
 use crate::bench::{i2s, noise};
@@ -65,6 +65,7 @@ fn all(backend: &dyn QuantBackend) -> Vec<Result> {
     norms(&mut w);
     guesses(&mut w);
     attention(&mut w);
+    draws(&mut w);
     tables(&mut w);
     small_ops(&mut w);
     weights(&mut w);
@@ -384,6 +385,45 @@ fn small_ops(w: &mut Work<'_>) {
         let params = SampleParams { temperature, top_k, seed: 3 };
         w.run(Op::Sample { logits: logits.input(), params, steps: steps.input(), ids: ids.output() });
         w.take(format!("drawn at {temperature}, of {top_k:?}"), &ids, |v: u32| v);
+    }
+}
+
+/// One id that is drawn by many blocks and brought to the host by the last of them, with what failed in any: two steps begun,
+/// and then the first one told, as decoding has it.
+fn draws(w: &mut Work<'_>) {
+    let vocab = 50_000;
+    let steps = w.buffer(&[4u32]);
+    let mut ids = [w.buffer(&[9u32]), w.buffer(&[9u32])];
+    let mut told = Vec::new();
+    let (mut before, mut logits) = (None, Vec::new());
+    for round in 0..24 {
+        // Good, or NaN in the first block, in the last, and anywhere.
+        let bad = [None, Some(0), None, Some(vocab - 1), Some(round * 1999), None][round % 6];
+        let mut values = noise(vocab + round)[round..].to_vec();
+        bad.into_iter().for_each(|i| values[i] = f32::NAN);
+        let temperature = if round % 4 < 2 { 0.0 } else { 0.9 };
+        logits.push(w.buffer(&values));
+        let params = SampleParams { temperature, top_k: None, seed: round as u64 };
+        let to = &mut ids[round % 2];
+        let op = Op::Sample { logits: logits[round].input(), params, steps: steps.input(), ids: to.output() };
+        let op = op.check().unwrap();
+        w.exact = w.backend.follows_order(&op.spec());
+        let begun = w.stream.submit(op).and_then(|_| to.begin_read(&mut *w.stream, 0, 1));
+        if let Some(earlier) = before.replace(begun) {
+            told.extend(drawn(w, earlier));
+        }
+    }
+    told.extend(before.into_iter().flat_map(|last| drawn(w, last)));
+    w.results.push(Result { name: "one drawn after another".into(), bits: told, exact: w.exact });
+}
+
+/// An id, or what failed and where.
+fn drawn(w: &mut Work<'_>, begun: tersor_core::Result<Download>) -> [u32; 2] {
+    let mut id = [0];
+    match begun.and_then(|copy| Buffer::finish_read(&mut *w.stream, copy, &mut id)) {
+        Ok(()) => [0, id[0]],
+        Err(Error::NotFinite { what: "logits", index, .. }) => [1, index as u32],
+        Err(e) => panic!("{e}"),
     }
 }
 

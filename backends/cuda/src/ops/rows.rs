@@ -188,7 +188,8 @@ impl CudaStream {
             unsafe { self.device.launch(Kernel::KthLargest, Grid::new(rows as u32, 1024), args) }?;
         }
         let args = Args::new().u64(l).u32(vocab32).f32(params.temperature).u64(params.seed).u64(steps);
-        let args = args.u64(threshold).u64(slots).u64(ids).fault(self.watch("logits", Format::F32));
+        // Nothing is published, unless what comes says so.
+        let args = args.u64(threshold).u64(slots).u64(ids).fault(self.watch("logits", Format::F32)).u64(0).u64(0);
         let grid = Grid { x: vocab32.div_ceil(1024).clamp(1, 128), y: rows as u32, threads: 256, shared: 0 };
         // SAFETY: as above; the slots are zero, and zero again when the kernel ends.
         unsafe { self.device.launch(Kernel::Sample, grid, args) }

@@ -5,8 +5,9 @@
  *   FAKE_COUNT=FILE             the number of calls is written there at the end
  *   FAKE_LOG=FILE               every call is written there at once, a line each, some with what they were about
  *
- * Of two kernels it does a part: `publish`, which brings bytes and the fault word to the host, and `quantize_rows`, of which it
- * sees whether the first element is NaN. They run when they are launched.
+ * Of some kernels it does a part: `publish`, which brings bytes and the fault word to the host; `quantize_rows` and `sample`, of
+ * which it sees whether the first element is NaN; and `sample` publishes too where it is told to, though it draws nothing. They
+ * run when they are launched.
  */
 #include <stdarg.h>
 #include <stdint.h>
@@ -102,7 +103,7 @@ FN(cuModuleGetFunction, void **function, void *module, const char *name)
     *function = strdup(name);
 END
 FN(cuFuncSetAttribute, void *function, int attribute, int value) END
-struct node { const char *name; uint64_t arguments[8]; };
+struct node { const char *name; uint64_t arguments[13]; };
 /* Room for the longest sequence that the backend makes a graph of. */
 struct graph { long count; struct node nodes[256]; };
 static struct graph *captured;
@@ -110,24 +111,33 @@ static struct graph *captured;
 /* Every argument lies in eight bytes of its own. */
 static struct node node(void *function, void **arguments) {
     struct node n = { function };
-    int count = !strcmp(n.name, "publish") ? 5 : !strcmp(n.name, "quantize_rows") ? 7 : 0;
+    int count = !strcmp(n.name, "publish") ? 5 : !strcmp(n.name, "quantize_rows") ? 7 : !strcmp(n.name, "sample") ? 13 : 0;
     for (int i = 0; i < count; i++) n.arguments[i] = *(uint64_t *)arguments[i];
     return n;
 }
 
+/* The word, its flag and the number of the op begin at `fault`. */
+static void raise_nan(const float *first, const uint64_t *fault) {
+    uint64_t *word = (uint64_t *)fault[0];
+    if (*first == *first) return;
+    if (fault[2] << 44 < *word) *word = fault[2] << 44;
+    *(uint32_t *)fault[1] = 1;
+}
+
+static void bring(const char *kernel, uint64_t from, uint32_t bytes, uint64_t to, uint64_t key, uint64_t word) {
+    memcpy((void *)to, (void *)from, bytes);
+    *(uint64_t *)key = *(uint64_t *)word;
+    *(uint64_t *)word = ~0ull;
+    say("\npublished %u by %s", bytes, kernel);
+}
+
 static void work(struct node *n) {
-    uint64_t *a = n->arguments, *word = (uint64_t *)a[4];
-    if (!strcmp(n->name, "publish")) {
-        uint32_t bytes = (uint32_t)a[1];
-        memcpy((void *)a[2], (void *)a[0], bytes);
-        *(uint64_t *)a[3] = *word;
-        *word = ~0ull;
-        say("\npublished %u", bytes);
-    } else if (!strcmp(n->name, "quantize_rows")) {
-        float first = *(float *)a[0];
-        if (first == first) return;
-        if (a[6] << 44 < *word) *word = a[6] << 44;
-        *(uint32_t *)a[5] = 1;
+    uint64_t *a = n->arguments;
+    if (!strcmp(n->name, "publish")) bring(n->name, a[0], (uint32_t)a[1], a[2], a[3], a[4]);
+    else if (!strcmp(n->name, "quantize_rows")) raise_nan((float *)a[0], a + 4);
+    else if (!strcmp(n->name, "sample")) {
+        raise_nan((float *)a[0], a + 8);
+        if (a[11]) bring(n->name, a[7], 4, a[11], a[12], a[8]);
     }
 }
 
