@@ -37,13 +37,23 @@ KERNEL __launch_bounds__(256) sample(const float *logits, u32 vocab, float tempe
     bool noisy = temperature != 0.0f;
     u64 stream = noisy ? mix(seed + ((u64)steps[row] + 1) * 0x9e3779b97f4a7c15ull) : 0;
     u64 least = threshold ? threshold[row] : 0, best = 0;
-    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < vocab; i += gridDim.x * blockDim.x) {
-        float v = l[i];
-        if (v != v) raise_fault(FAULT_ARGS, F_NAN, (u64)row * vocab + i);
-        if (key_of(ordered(v), i) < least) continue;
-        if (noisy) v = __fdiv_rn(v, temperature) + gumbel(stream, i);
-        // The two zeros are equal: adding +0 makes them one.
-        best = max(best, key_of(ordered(v + 0.0f), i));
+    // Four are asked for at once: one alone would wait for what the one before may have to report.
+    u32 apart = gridDim.x * blockDim.x;
+    for (u32 first = blockIdx.x * blockDim.x + threadIdx.x; first < vocab; first += 4 * apart) {
+        float values[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) values[j] = first + j * apart < vocab ? l[first + j * apart] : 0.0f;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            u32 i = first + j * apart;
+            float v = values[j];
+            if (i >= vocab) break;
+            if (v != v) raise_fault(FAULT_ARGS, F_NAN, (u64)row * vocab + i);
+            if (key_of(ordered(v), i) < least) continue;
+            if (noisy) v = __fdiv_rn(v, temperature) + gumbel(stream, i);
+            // The two zeros are equal: adding +0 makes them one.
+            best = max(best, key_of(ordered(v + 0.0f), i));
+        }
     }
 #pragma unroll
     for (int h = 16; h; h >>= 1) best = max(best, __shfl_xor_sync(FULL, best, h));
