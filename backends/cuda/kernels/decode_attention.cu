@@ -1,7 +1,7 @@
 // Attention of few rows with heads of 128 elements: a cluster of four blocks for each row and query head, in the order of
 // docs/numerics.md.
 //
-// Positions are dealt to the 64 warps of a cluster for the scores, which every warp sends to the shared memory of all four
+// Positions are dealt to eighths of the cluster's 64 warps' threads for the scores, which they send to the shared memory of all four
 // blocks; then each block has 32 elements of the result. Four blocks of 512 threads, not eight of 256: the 20 heads of the
 // 2B-4T model then have 80 blocks, none of which shares a multiprocessor with another.
 #include "common.cuh"
@@ -10,7 +10,9 @@
 #define RANKS 4
 #define ATTENTION_THREADS (2048 / RANKS)
 #define RANK_ELEMENTS (128 / RANKS)
-#define AT_ONCE 4
+#define AT_ONCE 2
+// Positions that a cluster takes at once: eight threads have one.
+#define SLOTS (2048 / 8)
 // Chunks of 64 values that shared memory holds at once, at most, and the floats that the block's elements of one take.
 #define HELD 16
 #define HELD_CHUNK (64 * RANK_ELEMENTS + 16)
@@ -28,13 +30,34 @@ __device__ __forceinline__ void send(const void *shared, u64 *barrier, u32 rank,
                  : "memory");
 }
 
+// Eight threads have a position: thread m the elements m, m + 8, and so on, which are the lanes that the first three halvings
+// of a sum add to each other.
+__device__ __forceinline__ void keys(float (&b)[16], const float *position, bool there) {
+    const float *from = position + (threadIdx.x & 7);
+#pragma unroll
+    for (int i = 0; i < 16; i++) b[i] = there ? from[8 * i] : 0.0f;
+}
+__device__ __forceinline__ float eighth_dot(const float (&a)[16], const float (&b)[16]) {
+    float v[8];
+    // A lane starts at +0: adding that only matters to the sign of a zero.
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = (0.0f + __fmul_rn(a[i], b[i])) + __fmul_rn(a[i + 8], b[i + 8]);
+#pragma unroll
+    for (int h = 4; h; h >>= 1)
+#pragma unroll
+        for (int i = 0; i < h; i++) v[i] = v[i] + v[i + h];
+#pragma unroll
+    for (int h = 4; h; h >>= 1) v[0] = v[0] + __shfl_xor_sync(FULL, v[0], h);
+    return v[0];
+}
+
 // Dynamic shared memory: the scores, `room` of them, a multiple of 64; then the values of up to `held` chunks.
 //
 // With `newest` set, which is for one row, the kernel before this one is norm_qkv, which wrote q and the last position of the
 // caches and nothing else that is read here; norm_qkv starts this kernel after its own wait, so what it did not write is there.
 // Then all but the last position is asked for before the wait. `ahead` bytes from each of two places are what a later kernel
 // reads: they are brought nearer while memory has nothing to do.
-KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(ATTENTION_THREADS + 64, 2)
+KERNEL __cluster_dims__(RANKS, 1, 1) __maxnreg__(80)
     attention_cluster(const float *q, u32 heads, u32 kv_heads, const u32 *positions, const u32 *first, u32 capacity,
                       const float *k_cache, const float *v_cache, float *y, u32 room, u32 held, u32 newest, const u8 *ahead0,
                       const u8 *ahead1, u32 ahead, FAULT) {
@@ -44,7 +67,8 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(ATTENTION_THREADS + 64, 2
     __shared__ u64 arrived;
     float *values = scores + room;
     u32 rank = blockIdx.x % RANKS, row = blockIdx.x / RANKS / heads, head = blockIdx.x / RANKS % heads;
-    u32 kv = head / (heads / kv_heads), t = threadIdx.x, warp = t >> 5, lane = t & 31, slot = rank * (ATTENTION_THREADS / 32) + warp;
+    u32 kv = head / (heads / kv_heads), t = threadIdx.x, warp = t >> 5, lane = t & 31;
+    u32 slot = (rank * ATTENTION_THREADS + t) / 8;
     u32 stride = kv_heads * 128;
     if (t == 32 && ahead) {
         u32 part = (ahead / gridDim.x + 15) / 16 * 16, from = blockIdx.x * part;
@@ -60,7 +84,7 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(ATTENTION_THREADS + 64, 2
     }
     __syncwarp();
     // Nothing is sent to a block before it runs and its barrier counts.
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
     if (!newest) {
         asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
         wait_for_previous();
@@ -70,15 +94,10 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(ATTENTION_THREADS + 64, 2
     bool valid = p < capacity && begin <= p && p - begin < room;
     u32 there = !valid ? 0 : newest ? count - 1 : count;
     const float *k = k_cache + kv * 128 + (u64)begin * stride, *v = v_cache + kv * 128 + (u64)begin * stride;
-    float a[4], b[AT_ONCE][4];
+    float a[16], b[AT_ONCE][16];
     auto ask_keys = [&](u32 j0, u32 there) {
 #pragma unroll
-        for (int c = 0; c < AT_ONCE; c++) {
-            bool live = j0 + 64 * c < there;
-            const float *from = k + (u64)(j0 + 64 * c) * stride + lane;
-#pragma unroll
-            for (int i = 0; i < 4; i++) b[c][i] = live ? from[32 * i] : 0.0f;
-        }
+        for (int c = 0; c < AT_ONCE; c++) keys(b[c], k + (u64)(j0 + SLOTS * c) * stride, j0 + SLOTS * c < there);
     };
     // Sixteen bytes a thread; zeros past the last position.
     auto ask_values = [&](u32 chunk, u32 there) {
@@ -101,7 +120,7 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(ATTENTION_THREADS + 64, 2
     if (newest) {
         // What comes later than the first keys, nearer.
         if (head % (heads / kv_heads) == 0)
-            for (u32 j = slot + 64 * AT_ONCE; j < there; j += 64)
+            for (u32 j = slot / 4 + SLOTS * AT_ONCE; j < there; j += 64)
                 if (lane < 8) {
                     const float *line = (lane < 4 ? k : v) + (u64)j * stride + 32 * (lane & 3);
                     asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
@@ -119,44 +138,35 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __launch_bounds__(ATTENTION_THREADS + 64, 2
         return;
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = q[(u64)(row * heads + head) * 128 + lane + 32 * i];
+    for (int i = 0; i < 16; i++) a[i] = q[(u64)(row * heads + head) * 128 + (lane & 7) + 8 * i];
     if (newest) {
         u32 j = count - 1;
 #pragma unroll
         for (int c = 0; c < AT_ONCE; c++)
-            if (slot + 64 * c == j)
-#pragma unroll
-                for (int i = 0; i < 4; i++) b[c][i] = k[(u64)j * stride + lane + 32 * i];
+            if (slot + SLOTS * c == j) keys(b[c], k + (u64)j * stride, true);
         if (j < held * 64 && t < RANK_ELEMENTS / 4)
             cp_async16(values + (j >> 6) * HELD_CHUNK + (j & 63) * RANK_ELEMENTS + t * 4, v + (u64)j * stride + rank * RANK_ELEMENTS + t * 4);
     }
     float factor = __fdiv_rn(1.0f, __fsqrt_rn(128.0f));
     u32 best = 0;
-    for (u32 j0 = slot; j0 < count; j0 += 64 * AT_ONCE) {
-        if (j0 != slot) ask_keys(j0, count);
-        float found[AT_ONCE];
-#pragma unroll
-        for (int c = 0; c < AT_ONCE; c++) {
-            // A lane starts at +0: adding that only matters to the sign of a zero.
-            float low = (0.0f + __fmul_rn(a[0], b[c][0])) + __fmul_rn(a[2], b[c][2]);
-            float high = (0.0f + __fmul_rn(a[1], b[c][1])) + __fmul_rn(a[3], b[c][3]);
-            found[c] = low + high;
-        }
-        // Four folds at once: each waits for its own shuffles only.
-#pragma unroll
-        for (int h = 16; h; h >>= 1)
-#pragma unroll
-            for (int c = 0; c < AT_ONCE; c++) found[c] = found[c] + __shfl_xor_sync(FULL, found[c], h);
-#pragma unroll
-        for (int c = 0; c < AT_ONCE; c++) {
-            u32 j = j0 + 64 * c;
-            float s = __fmul_rn(found[c], factor);
-            if (j >= count) continue;
-            if (lane < RANKS) send(&scores[j], &arrived, lane, __float_as_uint(s));
+    auto score = [&](const float (&key)[16], u32 j) {
+        float s = __fmul_rn(eighth_dot(a, key), factor);
+        if (j < count) {
+            if ((lane & 7) < RANKS) send(&scores[j], &arrived, lane & 7, __float_as_uint(s));
             if (s == s) best = max(best, ordered(s));
         }
+    };
+#pragma unroll
+    for (int c = 0; c < AT_ONCE; c++)
+        if (SLOTS * c < count) score(b[c], slot + SLOTS * c);
+#pragma unroll 1
+    for (u32 j0 = slot + SLOTS * AT_ONCE; j0 - (lane >> 3) < count; j0 += SLOTS * AT_ONCE) {
+        ask_keys(j0, count);
+#pragma unroll
+        for (int c = 0; c < AT_ONCE; c++) score(b[c], j0 + SLOTS * c);
     }
-    if (lane < RANKS) send(&maxima[slot], &arrived, lane, best);
+    best = warp_max(best);
+    if (lane < RANKS) send(&maxima[slot / 4], &arrived, lane, best);
     u32 done = 0;
     while (!done)
         asm volatile("{ .reg .pred ok; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ok, [%1], 0;"

@@ -3,10 +3,10 @@
 //
 // The order of docs/numerics.md is a chain: a sum gives the factor, factor and weights give the values, the largest of them
 // the scale, and the scale the int8 row. But up to roundings the factor cancels: a value over the largest is x * w over the
-// largest x * w. So the workers of a block round that at once and multiply, while one more warp, the keeper, makes the sum in
+// largest x * w. So the workers of a block round that at once and multiply, while one or two more warps, the keepers, make the sum in
 // its order. Roundings move a value by less than DOUBT of it. A value that rounds to the same integer when it is moved that
-// far up and down is the definition's; vectors with one that does not, and those near the largest magnitude, the keeper looks
-// at with the true factor. Where it finds another integer, or a row out of the ordinary, the workers begin again as the
+// far up and down is the definition's; vectors with one that does not, and those near the largest magnitude, a keeper looks
+// at with the true factor. Where it finds another integer, or a row is out of the ordinary, the workers begin again as the
 // definition says. So the bits are always those of the definition.
 #pragma once
 #include "common.cuh"
@@ -27,27 +27,31 @@ struct NormRow {
 // In dynamic shared memory, before the block's weights.
 template <int WORKERS, int TILES> struct Staged {
     // The int8 row, with 64 bytes of padding after each tile, which makes the reads free of conflicts.
-    uint4 xs[TILES * 20];
+    uint4 xs[TILES * 20], zeros[16];
     float x[TILES * TILE + ZERO_ROWS * 64], w[TILES * TILE];
     // A bit for each of a worker's vectors that the keeper has to look at.
     u8 doubtful[WORKERS];
     u32 maxima[32];
+    float halves[32];
     int sums[32];
     float factor, scale;
-    bool kept;
+    bool kept, ordinary;
     // Count the bytes of the block's weights that have arrived, and of the norm's.
     u64 arrived, norm_arrived;
 };
 // The host knows it too: `staged` in src/placement.rs.
-#define STAGED_BYTES(WORKERS, TILES) ((2368 * (TILES) + 4096 + (WORKERS) + 320 + 127) / 128 * 128)
+#define STAGED_BYTES(WORKERS, TILES) ((2368 * (TILES) + 4096 + (WORKERS) + 704 + 127) / 128 * 128)
 
-template <int WORKERS, int TILES> __device__ __forceinline__ uint4 *weights_of(Staged<WORKERS, TILES> &s) {
+template <int WORKERS, int TILES> __device__ __forceinline__ uint4 *weights_of(const Staged<WORKERS, TILES> &s) {
     static_assert(sizeof(s) <= STAGED_BYTES(WORKERS, TILES), "the host asks for too little shared memory");
     return (uint4 *)((u8 *)&s + STAGED_BYTES(WORKERS, TILES));
 }
 
 // Barriers beside __syncthreads, which is for all.
-enum Meeting { READY = 1, ROW_HERE = 2, STAGED = 3, LISTED = 4, RELEASED = 5 };
+enum Meeting { READY = 1, ROW_HERE = 2, STAGED = 3, LISTED = 4, RELEASED = 5, MULTIPLIED = 6, SUMMED = 7, FACTORED = 8 };
+// Threads that keep: one warp, or two.
+#define KEEPER 32
+#define KEEPERS 64
 __device__ __forceinline__ void meet(int meeting, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(meeting), "r"(threads) : "memory");
 }
@@ -62,8 +66,8 @@ struct Copy {
     const void *from;
     u32 bytes;
 };
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 __device__ __forceinline__ u32 in_shared(const void *p) { return (u32)__cvta_generic_to_shared(p); }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 __device__ __forceinline__ void expect(u64 *arrived, u32 bytes) {
     bool first = threadIdx.x % 32 == 0;
     if (first) {
@@ -129,6 +133,14 @@ __device__ __forceinline__ u32 bytes_of(float4 v) {
     u32 high = __byte_perm(__float_as_uint(v.z), __float_as_uint(v.w), 0x0040);
     return __byte_perm(low, high, 0x5410);
 }
+__device__ __forceinline__ void store_shared(u32 address, u32 value) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+// A value that is computed here and stays in a register: what is needed after the wait is ready before it.
+__device__ __forceinline__ u32 ready_now(u32 value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
 // Where the int8 of vector `at` lie in xs, in words.
 __device__ __forceinline__ u32 place_of(u32 at) { return ((at >> 6) * 20 + (at >> 2 & 15)) * 4 + (at & 3); }
 
@@ -139,28 +151,44 @@ __device__ __forceinline__ float reciprocal(float v) {
     return r;
 }
 
-// The sum of squares of rows of 64 values by lanes, by one warp: a thread has lanes 2t and 2t + 1, whose additions wait for
-// each other and for nothing else. Reads up to fifteen rows too many, which are zeros. In all threads.
-__device__ __forceinline__ float lane_sum(const float *values, u32 rows) {
-    const float2 *at = (const float2 *)values + threadIdx.x % 32;
-    float low = 0.0f, high = 0.0f;
-    // Eight in flight: what was added makes room for the one eight further on.
-    float2 ahead[8];
+// LANES values of one row of 64, kept in order: what is asked for is not put off.
+template <int LANES> __device__ __forceinline__ void load_row(float (&v)[LANES], u32 address) {
+    if constexpr (LANES == 1) asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v[0]) : "r"(address) : "memory");
+    else asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v[0]), "=f"(v[1]) : "r"(address) : "memory");
+}
+// The sums of squares of rows of 64 values in LANES lanes, whose additions wait for each other and for nothing else. Reads up to
+// fifteen rows too many, which are zeros.
+template <int LANES> __device__ __forceinline__ void lane_sums(float (&sum)[LANES], const float *values, u32 rows) {
+    u32 at = in_shared(values);
+    float now[8][LANES], next[8][LANES];
 #pragma unroll
-    for (int j = 0; j < 8; j++) ahead[j] = at[32 * j];
-#pragma unroll 1
+    for (int l = 0; l < LANES; l++) sum[l] = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 8; j++) load_row(now[j], at + 256 * j);
+#pragma unroll 2
     for (u32 i = 0; i < rows; i += 8) {
-        at += 256;
+        at += 2048;
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            low = low + __fmul_rn(ahead[j].x, ahead[j].x), high = high + __fmul_rn(ahead[j].y, ahead[j].y);
-            ahead[j] = at[32 * j];
-        }
+        for (int j = 0; j < 8; j++) load_row(next[j], at + 256 * j);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int l = 0; l < LANES; l++) sum[l] = sum[l] + __fmul_rn(now[j][l], now[j][l]);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int l = 0; l < LANES; l++) now[j][l] = next[j][l];
     }
+}
+
+// Their sum by one warp, in all its threads: a thread has lanes 2t and 2t + 1.
+__device__ __forceinline__ float lane_sum(const float *values, u32 rows) {
+    float sum[2];
+    lane_sums(sum, values + 2 * (threadIdx.x % 32), rows);
     // The halvings by 32, 16, 8, 4 and 2, and the last.
 #pragma unroll
-    for (int h = 16; h; h >>= 1) low = low + __shfl_xor_sync(FULL, low, h), high = high + __shfl_xor_sync(FULL, high, h);
-    return low + high;
+    for (int h = 16; h; h >>= 1) sum[0] = sum[0] + __shfl_xor_sync(FULL, sum[0], h), sum[1] = sum[1] + __shfl_xor_sync(FULL, sum[1], h);
+    return sum[0] + sum[1];
 }
 
 // 2^-20. In units of 2^-24, to first order: the definition's value over the true quotient has six roundings (two of the value,
@@ -169,10 +197,13 @@ __device__ __forceinline__ float lane_sum(const float *values, u32 rows) {
 #define DOUBT 9.5367431640625e-7f
 
 // The workers' guess: the row without its factor, into s.xs and s.sums. Ends with a meeting of workers, with the block's
-// weights there. WORKERS * VECS vectors cover all tiles of the row.
-template <int WORKERS, int VECS, int TILES>
-__device__ __forceinline__ void stage_guess(Staged<WORKERS, TILES> &s, const NormRow &row, u32 tiles) {
+// weights there. WORKERS * VECS vectors cover all tiles that there is room for: those that the row does not have are zeros.
+// `early` asks for what is needed last, and `later` for what that says; neither may look at what it asks for.
+template <int KEEP, int WORKERS, int VECS, int TILES, typename Early, typename Later>
+__device__ __forceinline__ void stage_guess(Staged<WORKERS, TILES> &s, const NormRow &row, const u32 (&places)[VECS], Early early,
+                                            Later later) {
     static_assert(VECS <= 8, "a byte has a bit for each vector of a worker");
+    static_assert(WORKERS * VECS >= TILES * (TILE / 4), "the workers have all vectors");
     u32 vectors = row.cols / 4, t = threadIdx.x, lane = t & 31;
     float4 x[VECS], p[VECS];
     float mine[VECS], most = 0.0f;
@@ -181,6 +212,7 @@ __device__ __forceinline__ void stage_guess(Staged<WORKERS, TILES> &s, const Nor
         u32 at = t + j * WORKERS;
         x[j] = at < vectors ? ((const float4 *)row.x)[at] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
+    early();
     wait_for(&s.norm_arrived);
 #pragma unroll
     for (int j = 0; j < VECS; j++) {
@@ -196,20 +228,21 @@ __device__ __forceinline__ void stage_guess(Staged<WORKERS, TILES> &s, const Nor
     }
     u32 bits = warp_max(__float_as_uint(most));
     if (lane == 0) s.maxima[t >> 5] = bits;
-    meet(ROW_HERE, WORKERS + 32);
+    meet(ROW_HERE, WORKERS + KEEP);
+    later();
     most = __uint_as_float(warp_max(lane < WORKERS / 32 ? s.maxima[lane] : 0));
-    float inverse = __fmul_rn(127.0f, reciprocal(most)), limit = __fmul_rn(most, 1.0f - DOUBT);
+    // Zeros past the row's end are not near the largest.
+    float inverse = __fmul_rn(127.0f, reciprocal(most)), limit = fmaxf(__fmul_rn(most, 1.0f - DOUBT), 1e-38f);
     float down = __fmul_rn(inverse, 1.0f - DOUBT), up = __fmul_rn(inverse, 1.0f + DOUBT);
     int sum = 0;
     u32 doubtful = 0;
 #pragma unroll
     for (int j = 0; j < VECS; j++) {
-        u32 at = t + j * WORKERS;
         float4 a = rounded(p[j], down), b = rounded(p[j], up);
         u32 differ = bits_differ(a.x, b.x) | bits_differ(a.y, b.y) | bits_differ(a.z, b.z) | bits_differ(a.w, b.w);
-        doubtful |= at < vectors && (differ || mine[j] >= limit) ? 1u << j : 0;
-        u32 four = at < vectors ? bytes_of(a) : 0;
-        if (at < tiles * (TILE / 4)) ((u32 *)s.xs)[place_of(at)] = four;
+        doubtful |= differ || mine[j] >= limit ? 1u << j : 0;
+        u32 four = bytes_of(a);
+        if ((j + 1) * WORKERS <= TILES * (TILE / 4) || t + j * WORKERS < TILES * (TILE / 4)) store_shared(places[j], four);
         sum = __dp4a(0x01010101, (int)four, sum);
     }
     s.doubtful[t] = (u8)doubtful;
@@ -223,7 +256,7 @@ __device__ __forceinline__ void stage_guess(Staged<WORKERS, TILES> &s, const Nor
 // The definition's row, where the guess was not it: with the keeper's factor. False where it is not finite; then it is zeros.
 // Ends with a meeting of workers.
 template <int WORKERS, int VECS, int TILES>
-__device__ __forceinline__ bool stage_again(Staged<WORKERS, TILES> &s, const NormRow &row, u32 tiles) {
+__device__ __forceinline__ bool stage_again(Staged<WORKERS, TILES> &s, const NormRow &row) {
     u32 vectors = row.cols / 4, t = threadIdx.x, lane = t & 31, most = 0;
     auto value = [&](u32 at) {
         return at < vectors ? times(times(((const float4 *)s.x)[at], s.factor), ((const float4 *)s.w)[at])
@@ -243,7 +276,7 @@ __device__ __forceinline__ bool stage_again(Staged<WORKERS, TILES> &s, const Nor
         u32 at = t + j * WORKERS;
         // The product is rounded to f32 first, as the definition has it.
         u32 four = finite ? bytes_of(rounded(times(value(at), scale), 1.0f)) : 0;
-        if (at < tiles * (TILE / 4)) ((u32 *)s.xs)[place_of(at)] = four;
+        if (at < TILES * (TILE / 4)) ((u32 *)s.xs)[place_of(at)] = four;
         sum = __dp4a(0x01010101, (int)four, sum);
     }
     sum = __reduce_add_sync(FULL, sum);
@@ -253,37 +286,75 @@ __device__ __forceinline__ bool stage_again(Staged<WORKERS, TILES> &s, const Nor
     return finite;
 }
 
-// The keeper: the sum in its order, and what the doubtful are by it; whether the guess was the definition's row. `heavy` says that a weight of the norm is above 2^40.
+// The keepers: the sum in its order, and what the doubtful are by it; whether the guess was the definition's row, in the last warp of
+// theirs. Of two, each has half of the lanes; then the first makes the factor, while the second looks for the doubtful. `heavy`, of
+// the first, says that a weight of the norm is above 2^40.
 //
 // Its bounds keep what DOUBT asks for: a value that could round to another integer than 0 is above 1/508 of the largest, which
 // is above 2e-5; so with weights below 2^40 the row times the factor is above 2^-65, and the row times the weights is normal
 // whatever the factor. Sums below 2^80 are of rows below 2^40. The clamp of the scale is at 1e-5.
-template <int WORKERS, int VECS, int TILES>
+template <int KEEP, int WORKERS, int VECS, int TILES>
 __device__ __forceinline__ bool keep(Staged<WORKERS, TILES> &s, const NormRow &row, bool heavy) {
-    u32 lane = threadIdx.x & 31;
-    meet(ROW_HERE, WORKERS + 32);
-    float sum = lane_sum(s.x, row.cols / 64);
-    float factor = __fdiv_rn(1.0f, __fsqrt_rn(__fdiv_rn(sum, (float)row.cols) + row.eps));
-    meet(LISTED, WORKERS + 32);
-    // Four workers' flags a word. A lane looks at one vector; where it finds more, which is rare, all begin again.
-    u32 at = 0, found = 0;
+    u32 thread = threadIdx.x - WORKERS, lane = thread & 31;
+    meet(ROW_HERE, WORKERS + KEEP);
+    auto factor_of = [&](float sum) { return __fdiv_rn(1.0f, __fsqrt_rn(__fdiv_rn(sum, (float)row.cols) + row.eps)); };
+    float factor = 0.0f;
+    bool ordinary = false;
+    if constexpr (KEEP == 64) {
+        float sum[1];
+        lane_sums(sum, s.x + thread, row.cols / 64);
+        if (thread < 32) {
+            meet(SUMMED, KEEP);
+            // The halvings by 32, 16, 8, 4 and 2, and the last.
+            sum[0] = sum[0] + s.halves[lane];
 #pragma unroll
-    for (int i = 0; i < (WORKERS / 4 + 31) / 32; i++) {
+            for (int h = 16; h; h >>= 1) sum[0] = sum[0] + __shfl_xor_sync(FULL, sum[0], h);
+            factor = factor_of(sum[0]);
+            if (lane == 0) s.factor = factor, s.ordinary = sum[0] < 1.2e24f && !heavy;
+            meet(FACTORED, KEEP);
+            return false;
+        }
+        s.halves[lane] = sum[0];
+        meet(SUMMED, KEEP);
+    } else {
+        float sum = lane_sum(s.x, row.cols / 64);
+        factor = factor_of(sum), ordinary = sum < 1.2e24f && !heavy;
+        if (lane == 0) s.factor = factor;
+    }
+    meet(LISTED, WORKERS + 32);
+    // Four workers' flags a word. A lane looks at two vectors; where it finds more, which is rare, all begin again.
+    const int WORDS = (WORKERS / 4 + 31) / 32;
+    u32 at[2] = {0, 0}, found = 0;
+#pragma unroll
+    for (int i = 0; i < WORDS; i++) {
         u32 place = lane + 32 * i, word = place < WORKERS / 4 ? ((const u32 *)s.doubtful)[place] : 0;
-        found += __popc(word);
         if (word) {
-            u32 bit = __ffs(word) - 1;
-            at = place * 4 + bit / 8 + bit % 8 * WORKERS;
+            u32 low = __ffs(word) - 1, high = 31 - __clz(word), before = found;
+            u32 first = place * 4 + low / 8 + low % 8 * WORKERS;
+            found += __popc(word);
+            if (before == 0) at[0] = first, at[1] = place * 4 + high / 8 + high % 8 * WORKERS;
+            else if (before == 1) at[1] = first;
         }
     }
-    float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (found) y = times(times(((const float4 *)s.x)[at], factor), ((const float4 *)s.w)[at]);
-    float most = __uint_as_float(warp_max(__float_as_uint(largest(y)))), scale = __fdiv_rn(127.0f, fmaxf(most, 1e-5f));
-    bool same = !found || bytes_of(rounded(times(y, scale), 1.0f)) == ((const u32 *)s.xs)[place_of(at)];
-    bool plain = sum < 1.2e24f && most > 2e-5f && most < 1e12f && !heavy;
-    same = __all_sync(FULL, same && found <= 1) && plain;
+    float4 x[2], w[2];
+    u32 guess[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        x[i] = w[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f), guess[i] = 0;
+        if (i < found) x[i] = ((const float4 *)s.x)[at[i]], w[i] = ((const float4 *)s.w)[at[i]], guess[i] = ((const u32 *)s.xs)[place_of(at[i])];
+    }
+    if constexpr (KEEP == 64) {
+        meet(FACTORED, KEEP);
+        factor = s.factor, ordinary = s.ordinary;
+    }
+    float4 y[2] = {times(times(x[0], factor), w[0]), times(times(x[1], factor), w[1])};
+    float most = __uint_as_float(warp_max(__float_as_uint(fmaxf(largest(y[0]), largest(y[1])))));
+    float scale = __fdiv_rn(127.0f, fmaxf(most, 1e-5f));
+    // Where there is none, zeros round to zeros.
+    bool same = found <= 2 && bytes_of(rounded(times(y[0], scale), 1.0f)) == guess[0] && bytes_of(rounded(times(y[1], scale), 1.0f)) == guess[1];
+    same = __all_sync(FULL, same) && ordinary && most > 2e-5f && most < 1e12f;
     if (lane == 0) {
-        s.factor = factor, s.scale = scale, s.kept = same;
+        s.scale = scale, s.kept = same;
         if (blockIdx.x == 0 && same) *row.scale = scale;
     }
     return same;

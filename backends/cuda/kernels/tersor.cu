@@ -5,6 +5,7 @@
 #include "fused.cu"
 #include "attention.cu"
 #include "decode_attention.cu"
+#include "qkv_attention.cu"
 #include "prefill_attention.cu"
 #include "sample.cu"
 #include "publish.cu"

@@ -5,6 +5,8 @@
 //! have changed (in a decode step those that name a position). The first batch after a wait is small, so that the GPU
 //! begins; each further one is larger, up to a limit. Where the host runs ahead of the GPU, all of a step is one.
 
+use std::ops::Range;
+
 use tersor_core::Result;
 
 use crate::driver::{Address, Args, Driver, Graph, Grid, Kernel};
@@ -17,8 +19,18 @@ const AHEAD_LARGEST: usize = 256;
 /// Sequences that are remembered. A decode step has a handful.
 const REMEMBERED: usize = 64;
 
-/// The parameters of `attention_cluster` that say what to bring nearer; see `kernels/decode_attention.cu`.
-const AHEAD: std::ops::Range<usize> = 12..15;
+/// Kernels with attention, their parameters that say what to bring nearer (see `kernels/decode_attention.cu`), and of what they
+/// could bring, one part in how many they do: all of it would be in the way of keys and values.
+const BRINGING: [(Kernel, Range<usize>, u64); 2] =
+    [(Kernel::AttentionCluster, 12..15, 4), (Kernel::NormQkvAttention, 34..37, 10)];
+
+/// Bytes from an address on.
+pub(crate) type Span = (Address, u64);
+
+/// Whether no byte is in both.
+pub(crate) fn apart(a: &Span, b: &Span) -> bool {
+    a.0 + a.1 <= b.0 || b.0 + b.1 <= a.0
+}
 
 /// The parameters of `sample` that say where its ids and the fault word are, and what to publish where; see `kernels/sample.cu`.
 const IDS: usize = 7;
@@ -77,6 +89,11 @@ pub(crate) struct Batch {
     limit: usize,
     /// Where the launch before the next wrote the last position, and nothing else: the positions and both caches.
     newest: Option<[Address; 3]>,
+    /// All that it read and wrote, if the launch before it wrote to neither cache.
+    joins: Option<[Span; 12]>,
+    /// All that the launch before the next wrote, and the one before it; see `wrote_only`.
+    wrote: Option<[Span; 3]>,
+    wrote_before: Option<[Span; 3]>,
     seen: Vec<Sequence>,
     /// Sequences so far.
     count: u64,
@@ -90,6 +107,9 @@ impl Default for Batch {
             held: Vec::with_capacity(AHEAD_LARGEST),
             limit: FIRST,
             newest: None,
+            joins: None,
+            wrote: None,
+            wrote_before: None,
             seen: Vec::new(),
             count: 0,
             graphs: true,
@@ -104,6 +124,7 @@ impl Batch {
     /// As for [`Driver::launch`], from now until the work is done.
     pub(crate) unsafe fn push(&mut self, driver: &Driver, launch: Launch) -> Result<()> {
         self.newest = None;
+        self.wrote_before = self.wrote.take();
         self.held.push(launch);
         if self.held.len() < self.limit {
             return Ok(());
@@ -113,9 +134,34 @@ impl Batch {
     }
 
     /// Says that the launch that was just pushed wrote only the last position of caches, of those that attention of one row
-    /// reads.
-    pub(crate) fn wrote_newest(&mut self, at: [Address; 3]) {
+    /// reads; and all that it read and wrote, the caches last.
+    pub(crate) fn wrote_newest(&mut self, at: [Address; 3], touched: [Span; 12]) {
         self.newest = Some(at);
+        let kept = |wrote: &[Span; 3]| wrote.iter().all(|w| touched[10..].iter().all(|cache| apart(w, cache)));
+        self.joins = self.wrote_before.as_ref().is_some_and(kept).then_some(touched);
+    }
+
+    /// Says all that the launch that was just pushed wrote, where its kernel starts the next one after its own wait, so that what the
+    /// next reads early was written by this one or is there.
+    pub(crate) fn wrote_only(&mut self, spans: [Span; 3]) {
+        self.wrote = Some(spans);
+    }
+
+    /// Lets the launch before the next, a `norm_qkv` that wrote the last position, do attention too: with a grid and arguments
+    /// beside its own. False, and nothing changed, where it cannot: it is on its way, may not read the caches early, has other
+    /// arguments than these from these indices on, or touches what attention writes.
+    ///
+    /// # Safety
+    /// As for [`Driver::launch`]; no op ever wrote the positions.
+    pub(crate) unsafe fn join(&mut self, grid: Grid, more: Args, given: &[(usize, Args)], y: Span) -> bool {
+        let fits = |l: &&mut Launch| l.kernel == Kernel::NormQkv && given.iter().all(|(i, a)| l.args.have(*i, a));
+        let free = self.joins.filter(|touched| self.newest.is_some() && touched.iter().all(|t| apart(t, &y)));
+        let (Some(last), Some(_)) = (self.held.last_mut().filter(fits), free) else { return false };
+        last.kernel = Kernel::NormQkvAttention;
+        last.grid = grid;
+        last.args.extend(more);
+        self.newest = None;
+        true
     }
 
     /// Whether the launch before the next did.
@@ -123,15 +169,15 @@ impl Batch {
         self.newest == Some(at)
     }
 
-    /// Lets an attention just before what comes bring memory nearer that this reads: a quarter of `bytes` from each place. All of
-    /// it would be in the way of what attention reads itself.
+    /// Lets an attention just before what comes bring memory nearer that this reads: a part of `bytes` from each place.
     pub(crate) fn bring_nearer(&mut self, places: [Address; 2], bytes: u64) {
-        let last = self.held.iter_mut().rev().take(2).find(|l| l.kernel == Kernel::AttentionCluster);
-        let Some(attention) = last else { return };
-        // Whole lines.
-        let part = (bytes / 4).min(1 << 30) / 128 * 128;
-        for (index, v) in AHEAD.zip([places[0], places[1], part]) {
-            attention.args.set(index, v);
+        for launch in self.held.iter_mut().rev().take(2) {
+            let Some((_, parameters, share)) = BRINGING.iter().find(|(k, ..)| *k == launch.kernel) else { continue };
+            // Whole lines.
+            let part = (bytes / share).min(1 << 30) / 128 * 128;
+            for (index, v) in parameters.clone().zip([places[0], places[1], part]) {
+                launch.args.set(index, v);
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresu
 use tersor_core::{Error, Result};
 
 use crate::batch::Launch;
+use crate::placement::JOINT;
 use crate::{ID, probe};
 
 mod graphs;
@@ -40,7 +41,7 @@ macro_rules! kernels {
 }
 kernels! {
     NormGemv = "norm_gemv", NormGemvWide = "norm_gemv_wide", NormGateUp = "norm_gate_up", NormQkv = "norm_qkv",
-    AttentionCluster = "attention_cluster",
+    AttentionCluster = "attention_cluster", NormQkvAttention = "norm_qkv_attention",
     Gemv1Of3 = "gemv_1_of_3", RopeKvWrite = "rope_kv_write", GateNormQuantize = "gate_norm_quantize",
     Gemv1 = "gemv_1", Gemv1Long = "gemv_1_long", Gemv1Any = "gemv_1_any",
     HeadQ81 = "head_q8_0_1", HeadQ84 = "head_q8_0_4", HeadQ88 = "head_q8_0_8",
@@ -89,6 +90,7 @@ const LARGE: &[Kernel] = &[
     Kernel::NormGemvWide,
     Kernel::NormGateUp,
     Kernel::NormQkv,
+    Kernel::NormQkvAttention,
     Kernel::Gemm256x128,
     Kernel::Gemm128x128,
     Kernel::Gemm192x64,
@@ -131,8 +133,14 @@ const LARGE: &[Kernel] = &[
 
 /// Kernels of a decode step, two of which have blocks on a multiprocessor at a time. Its memory is divided between a cache and
 /// shared memory once for all that it runs; a kernel that wants another division waits until the others are done.
-const STEP: &[Kernel] =
-    &[Kernel::NormGemv, Kernel::NormGemvWide, Kernel::NormGateUp, Kernel::NormQkv, Kernel::AttentionCluster];
+const STEP: &[Kernel] = &[
+    Kernel::NormGemv,
+    Kernel::NormGemvWide,
+    Kernel::NormGateUp,
+    Kernel::NormQkv,
+    Kernel::AttentionCluster,
+    Kernel::NormQkvAttention,
+];
 /// Their shared memory, in per cent of all: blocks of two kernels, one of which takes more than half.
 const STEP_SHARED: i32 = 100;
 
@@ -174,6 +182,14 @@ impl Args {
     pub(crate) fn get(&self, index: usize) -> Option<u64> {
         self.0.get(index).copied()
     }
+    /// Adds those of a kernel whose parameters begin with these.
+    pub(crate) fn extend(&mut self, more: Args) {
+        self.0.extend(more.0);
+    }
+    /// Whether those from an index on are these.
+    pub(crate) fn have(&self, index: usize, values: &Args) -> bool {
+        self.0.get(index..).is_some_and(|args| args.starts_with(&values.0))
+    }
     /// Changes an argument.
     pub(crate) fn set(&mut self, index: usize, v: u64) {
         if let Some(arg) = self.0.get_mut(index) {
@@ -181,8 +197,8 @@ impl Args {
         }
     }
     /// As the driver takes them.
-    fn pointers(&mut self) -> [*mut c_void; 32] {
-        let mut pointers = [std::ptr::null_mut(); 32];
+    fn pointers(&mut self) -> [*mut c_void; 40] {
+        let mut pointers = [std::ptr::null_mut(); 40];
         for (p, arg) in pointers.iter_mut().zip(&mut self.0) {
             *p = std::ptr::from_mut(arg).cast();
         }
@@ -230,6 +246,9 @@ pub(crate) struct Driver {
     pub(crate) overlaps: bool,
     /// Whether it has the kernels of [`WARPGROUPS`].
     pub(crate) warpgroups: bool,
+    /// Whether sixteen blocks of `norm_qkv_attention` form a cluster. More than eight do where so many multiprocessors are together,
+    /// which not all GPUs of an architecture have.
+    pub(crate) joins: bool,
     /// Whether the next kernel may not.
     fence: AtomicBool,
 }
@@ -264,6 +283,7 @@ impl Driver {
             shared: 0,
             overlaps: false,
             warpgroups: false,
+            joins: false,
             fence: AtomicBool::new(false),
         };
         // SAFETY: every pointer passed is to a field of `d` or a local that outlives the call, and handles come from the
@@ -317,8 +337,47 @@ impl Driver {
                     sys::cuFuncSetAttribute(d.functions[*kernel as usize], attribute, STEP_SHARED),
                 )?;
             }
+            d.joins = d.overlaps && d.clusters(Kernel::NormQkvAttention, 16, JOINT.grid(1, 256, 1))? > 0;
         }
         Ok(d)
+    }
+
+    /// How many clusters of so many blocks of a kernel, which wants them, run at a time.
+    ///
+    /// # Safety
+    /// The functions are loaded.
+    unsafe fn clusters(&self, kernel: Kernel, blocks: u32, grid: Grid) -> Result<i32> {
+        let f = self.functions[kernel as usize];
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks, y: 1, z: 1 },
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: blocks * grid.x,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: self.stream,
+            attrs: &mut attribute,
+            numAttrs: 1,
+        };
+        let allowed = CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+        let mut clusters = 0;
+        // SAFETY: the function is of our module; what is pointed to outlives the calls.
+        let code = unsafe {
+            check("cuFuncSetAttribute", sys::cuFuncSetAttribute(f, allowed, 1))?;
+            sys::cuOccupancyMaxActiveClusters(&mut clusters, f, &config)
+        };
+        match code {
+            CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE => Ok(0),
+            code => check("cuOccupancyMaxActiveClusters", code).map(|()| clusters),
+        }
     }
 
     /// Keeps the next kernel from starting before all work so far is done.

@@ -34,6 +34,11 @@ pub(crate) struct Fault {
 }
 
 impl Fault {
+    /// The arguments that all ops of a stream have in common.
+    pub(crate) fn place(&self) -> Args {
+        Args::new().u64(self.word).u64(self.raised)
+    }
+
     /// Whether both report to the same stream.
     pub(crate) fn same_stream(&self, other: &Fault) -> bool {
         self.word == other.word

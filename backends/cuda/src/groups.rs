@@ -6,6 +6,7 @@
 
 use tersor_core::Result;
 
+use crate::batch::{Span, apart};
 use crate::driver::{Address, Args, Grid, Kernel};
 use crate::many_rows;
 use crate::memory::Device;
@@ -109,24 +110,20 @@ fn joins(first: &Gemv, rest: &[Item], g: &Gemv) -> bool {
     rest.len() < 2 && others().all(|o| disjoint(&[], &[floats(o.y, o.n * o.m), floats(g.y, g.n * g.m)]))
 }
 
-/// A range of bytes.
-type Range = (Address, u64);
-
-fn floats(at: Address, n: u32) -> Range {
+pub(crate) fn floats(at: Address, n: u32) -> Span {
     (at, 4 * u64::from(n))
 }
 
-fn turned(r: &Rope) -> Range {
+fn turned(r: &Rope) -> Span {
     floats(r.x, r.rows * r.heads * 2 * r.half)
 }
 
-fn cache(kv: &KvWrite, at: Address) -> Range {
+fn cache(kv: &KvWrite, at: Address) -> Span {
     (at, 4 * u64::from(kv.capacity) * u64::from(kv.width))
 }
 
 /// Whether no range that is written has a byte in common with one that is read, or with another that is written.
-fn disjoint(reads: &[Range], writes: &[Range]) -> bool {
-    let apart = |a: &Range, b: &Range| a.0 + a.1 <= b.0 || b.0 + b.1 <= a.0;
+fn disjoint(reads: &[Span], writes: &[Span]) -> bool {
     writes.iter().enumerate().all(|(i, w)| reads.iter().chain(&writes[i + 1..]).all(|other| apart(w, other)))
 }
 
@@ -142,10 +139,10 @@ fn follows(n: &Norm, g: &Gemv, tiles: u32) -> bool {
 }
 
 /// What a fused kernel reads and writes for its norm.
-fn norm_reads(n: &Norm) -> [Range; 2] {
+fn norm_reads(n: &Norm) -> [Span; 2] {
     [floats(n.x, n.cols), floats(n.w, n.cols)]
 }
-fn norm_writes(n: &Norm) -> [Range; 2] {
+fn norm_writes(n: &Norm) -> [Span; 2] {
     [(n.q, u64::from(n.cols)), floats(n.scales, 1)]
 }
 
@@ -175,14 +172,19 @@ fn written_from(k: &Rope, kv: &KvWrite) -> bool {
     turned_keys(k, kv) && kv.positions == k.positions
 }
 
-fn writes_cache(n: &Norm, [q, k, v]: [&Gemv; 3], [rq, rk]: [&Rope; 2], kv: &KvWrite) -> bool {
+/// What `norm_qkv` reads, and what it writes.
+fn qkv_touches(n: &Norm, [q, k, v]: [&Gemv; 3], r: &Rope, kv: &KvWrite) -> ([Span; 5], [Span; 7]) {
     let [x, w] = norm_reads(n);
     let [q8, scale] = norm_writes(n);
-    let table = |at| (at, 4 * u64::from(rq.known) * u64::from(rq.half));
-    let reads = [x, w, floats(rq.positions, 1), table(rq.cos), table(rq.sin)];
-    let results = [floats(q.y, q.n), floats(k.y, k.n), floats(v.y, v.n)];
-    let [q_y, k_y, v_y] = results;
-    let writes = [q8, scale, q_y, k_y, v_y, cache(kv, kv.k_cache), cache(kv, kv.v_cache)];
+    let table = |at| (at, 4 * u64::from(r.known) * u64::from(r.half));
+    let [q, k, v] = [q, k, v].map(|g| floats(g.y, g.n));
+    let reads = [x, w, floats(r.positions, 1), table(r.cos), table(r.sin)];
+    (reads, [q8, scale, q, k, v, cache(kv, kv.k_cache), cache(kv, kv.v_cache)])
+}
+
+fn writes_cache(n: &Norm, parts: [&Gemv; 3], [rq, rk]: [&Rope; 2], kv: &KvWrite) -> bool {
+    let (reads, writes) = qkv_touches(n, parts, rq, kv);
+    let v = parts[2];
     let faults = n.fault.same_stream(&rq.fault) && rq.fault.same_stream(&kv.fault);
     faults && written_from(rk, kv) && (kv.v, kv.width) == (v.y, v.n) && disjoint(&reads, &writes)
 }
@@ -268,7 +270,10 @@ impl Device {
         let args = norm_args(n).u32(g.tiles).u64(g.w).u64(g.y).u32(g.n).f32(g.scale).u32(u32::from(g.add));
         let grid = fused.grid(g.n.div_ceil(fused.rows), g.tiles);
         // SAFETY: as above; parameters as in fused.cu, rows no longer than it has room for.
-        unsafe { self.push(kernel, grid, args.fault(n.fault)) }
+        unsafe { self.push(kernel, grid, args.fault(n.fault)) }?;
+        let [q, scale] = norm_writes(n);
+        self.wrote_only([q, scale, floats(g.y, g.n)]);
+        Ok(())
     }
 
     fn norm_gate_up(&self, n: &Norm, a: &Gemv, b: &Gemv, g: &Gate) -> Result<()> {
@@ -288,7 +293,9 @@ impl Device {
         let blocks = ((r.heads + 2 * kv_heads) * r.half).div_ceil(QKV.rows / 2);
         // SAFETY: as above.
         unsafe { self.push(Kernel::NormQkv, QKV.grid(blocks, parts[0].tiles), args) }?;
-        self.wrote_newest([kv.positions, kv.k_cache, kv.v_cache]);
+        let ([r0, r1, r2, r3, r4], [w0, w1, w2, w3, w4, w5, w6]) = qkv_touches(n, parts, r, kv);
+        let touched = [r0, r1, r2, r3, r4, w0, w1, w2, w3, w4, w5, w6];
+        self.wrote_newest([kv.positions, kv.k_cache, kv.v_cache], touched);
         Ok(())
     }
 

@@ -49,7 +49,7 @@ pub use memory::Counters;
 const ID: &str = "cuda";
 
 /// Raised whenever a kernel changes.
-const KERNEL_REVISION: u32 = 11;
+const KERNEL_REVISION: u32 = 12;
 
 inventory::submit! {
     BackendEntry {

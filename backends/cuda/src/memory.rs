@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tersor_core::{DeviceMemory, Error, HostContext, Result};
 
 use crate::ID;
-use crate::batch::{Batch, Launch, Publication};
+use crate::batch::{Batch, Launch, Publication, Span};
 use crate::driver::{Address, Args, Driver, Event, Grid, Kernel, Lane};
 use crate::names::Limits;
 use crate::queue::Queue;
@@ -261,9 +261,24 @@ impl Device {
         self.drain(&mut queue)
     }
 
-    /// See [`Batch::wrote_newest`], [`Batch::is_newest`] and [`Batch::bring_nearer`].
-    pub(crate) fn wrote_newest(&self, at: [Address; 3]) {
-        self.batch().wrote_newest(at);
+    /// See [`Batch::wrote_newest`], [`Batch::wrote_only`], [`Batch::is_newest`] and [`Batch::bring_nearer`].
+    pub(crate) fn wrote_newest(&self, at: [Address; 3], touched: [Span; 12]) {
+        self.batch().wrote_newest(at, touched);
+    }
+    pub(crate) fn wrote_only(&self, spans: [Span; 3]) {
+        self.batch().wrote_only(spans);
+    }
+    /// See [`Batch::join`].
+    ///
+    /// # Safety
+    /// As for that.
+    pub(crate) unsafe fn join(&self, grid: Grid, more: Args, given: &[(usize, Args)], y: Span) -> bool {
+        // SAFETY: by contract.
+        let joined = unsafe { self.batch().join(grid, more, given, y) };
+        if joined {
+            self.launched[Kernel::NormQkvAttention as usize].store(true, Ordering::Relaxed);
+        }
+        joined
     }
     pub(crate) fn is_newest(&self, at: [Address; 3]) -> bool {
         self.batch().is_newest(at)

@@ -15,7 +15,7 @@ const OLDEST_CAPABILITY: (i32, i32) = (8, 0);
 const SEEN_WORKING: [i32; 1] = [9];
 
 /// Every function of the driver that is called. Calling one that the library lacks would panic.
-const FUNCTIONS: [&str; 43] = [
+const FUNCTIONS: [&str; 44] = [
     "cuCtxSetCurrent",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
@@ -51,6 +51,7 @@ const FUNCTIONS: [&str; 43] = [
     "cuModuleGetFunction",
     "cuModuleLoadData",
     "cuModuleUnload",
+    "cuOccupancyMaxActiveClusters",
     "cuPointerGetAttributes",
     "cuStreamBeginCapture_v2",
     "cuStreamCreate",

@@ -92,9 +92,9 @@ impl CudaStream {
     }
 
     /// Whether a kernel may read an input before the kernel ahead of it is done: where no op has written to its memory.
-    pub(crate) fn is_settled(&self, what: &'static str, x: In<'_, f32>) -> Result<bool> {
+    pub(crate) fn is_settled<T: Element>(&self, what: &'static str, x: In<'_, T>) -> Result<bool> {
         match x {
-            In::Device(slice) => Ok(!self.locate::<f32>(what, slice)?.0.is_written_by_ops()),
+            In::Device(slice) => Ok(!self.locate::<T>(what, slice)?.0.is_written_by_ops()),
             In::Host(_) => Ok(true),
         }
     }

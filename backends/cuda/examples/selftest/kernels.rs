@@ -59,8 +59,13 @@ fn all(backend: &dyn QuantBackend) -> Vec<Result> {
     many_rows(&mut w);
     for rows in [1, 3, 8, 70] {
         // The second time, memory for staged rows is there, and nothing comes between a norm and its products.
-        layer(&mut w, rows);
-        layer(&mut w, rows);
+        layer(&mut w, rows, SMALL);
+        layer(&mut w, rows, SMALL);
+    }
+    // Of one row, whose attention is one kernel with q, k and v where a layer is before it: with one chunk of positions, with more
+    // than the warps of a block take at once, and than they ask for before they wait; and with a cache too long for it.
+    for (first, capacity) in [(20, 96), (200, 448), (447, 448), (1000, 1100)] {
+        layer(&mut w, 1, Layer { heads: 8, kv_heads: 2, dim: 128, first, capacity });
     }
     norms(&mut w);
     guesses(&mut w);
@@ -170,9 +175,21 @@ fn many_rows(w: &mut Work<'_>) {
     }
 }
 
-/// The operations of a layer in their order, which groups of them go through one kernel.
-fn layer(w: &mut Work<'_>, m: usize) {
-    let (hidden, ffn, heads, kv_heads, dim, capacity) = (512, 3072, 4, 2, 64, 96);
+/// Heads, the cache of a layer, and the position of the first row.
+#[derive(Clone, Copy)]
+struct Layer {
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    first: u32,
+    capacity: usize,
+}
+const SMALL: Layer = Layer { heads: 4, kv_heads: 2, dim: 64, first: 20, capacity: 96 };
+
+/// The operations of a layer in their order, which groups of them go through one kernel; twice, as layers follow each other.
+fn layer(w: &mut Work<'_>, m: usize, layer: Layer) {
+    let Layer { heads, kv_heads, dim, first, capacity } = layer;
+    let (hidden, ffn) = (512, 3072);
     let (width, kv) = (heads * dim, kv_heads * dim);
     let pack = |n, k| w.pack(&i2s(Shape::new(n, k).unwrap(), (n + k) as u64));
     let [wq, wk, wv, wo] = [(width, hidden), (kv, hidden), (kv, hidden), (hidden, width)].map(|(n, k)| pack(n, k));
@@ -186,44 +203,46 @@ fn layer(w: &mut Work<'_>, m: usize) {
     let mut y = w.floats(m * width);
     let (cos, sin) = rope_tables(10_000.0, dim, capacity);
     let (cos, sin) = (w.buffer(&cos), w.buffer(&sin));
-    let positions = w.buffer(&(0..m as u32).map(|r| 20 + r).collect::<Vec<_>>());
-    w.norm(&x, &norm, &mut q8, &mut s);
-    for (weight, y) in [(&wq, &mut q), (&wk, &mut k), (&wv, &mut v)] {
-        w.multiply(weight, (&q8, &s), y, Epilogue::Store);
+    let positions = w.buffer(&(0..m as u32).map(|r| first + r).collect::<Vec<_>>());
+    for _ in 0..2 {
+        w.norm(&x, &norm, &mut q8, &mut s);
+        for (weight, y) in [(&wq, &mut q), (&wk, &mut k), (&wv, &mut v)] {
+            w.multiply(weight, (&q8, &s), y, Epilogue::Store);
+        }
+        for x in [&mut q, &mut k] {
+            let (x, positions) = (x.output(), positions.input());
+            w.run(Op::Rope { x, head_dim: dim, positions, cos: cos.input(), sin: sin.input() });
+        }
+        let (at, k_out, v_out) = (positions.input(), k_cache.output(), v_cache.output());
+        w.run(Op::KvWrite { k: k.input(), v: v.input(), width: kv, positions: at, k_cache: k_out, v_cache: v_out });
+        let (at, k_in, v_in) = (positions.input(), k_cache.input(), v_cache.input());
+        w.run(Op::Attention {
+            q: q.input(),
+            heads,
+            kv_heads,
+            head_dim: dim,
+            positions: at,
+            span: None,
+            k_cache: k_in,
+            v_cache: v_in,
+            y: y.output(),
+        });
+        w.norm(&y, &narrow, &mut q8, &mut s);
+        w.multiply(&wo, (&q8, &s), &mut x, Epilogue::Add);
+        w.norm(&x, &norm, &mut q8, &mut s);
+        w.multiply(&gate_w, (&q8, &s), &mut gate, Epilogue::Store);
+        w.multiply(&up_w, (&q8, &s), &mut up, Epilogue::Store);
+        w.run(Op::ReluSquaredMul { gate: gate.input(), up: up.input(), y: gated.output() });
+        w.norm(&gated, &wide, &mut q8, &mut s);
+        w.multiply(&down, (&q8, &s), &mut x, Epilogue::Add);
     }
-    for x in [&mut q, &mut k] {
-        let (x, positions) = (x.output(), positions.input());
-        w.run(Op::Rope { x, head_dim: dim, positions, cos: cos.input(), sin: sin.input() });
-    }
-    let (at, k_out, v_out) = (positions.input(), k_cache.output(), v_cache.output());
-    w.run(Op::KvWrite { k: k.input(), v: v.input(), width: kv, positions: at, k_cache: k_out, v_cache: v_out });
-    let (at, k_in, v_in) = (positions.input(), k_cache.input(), v_cache.input());
-    w.run(Op::Attention {
-        q: q.input(),
-        heads,
-        kv_heads,
-        head_dim: dim,
-        positions: at,
-        span: None,
-        k_cache: k_in,
-        v_cache: v_in,
-        y: y.output(),
-    });
-    w.norm(&y, &narrow, &mut q8, &mut s);
-    w.multiply(&wo, (&q8, &s), &mut x, Epilogue::Add);
-    w.norm(&x, &norm, &mut q8, &mut s);
-    w.multiply(&gate_w, (&q8, &s), &mut gate, Epilogue::Store);
-    w.multiply(&up_w, (&q8, &s), &mut up, Epilogue::Store);
-    w.run(Op::ReluSquaredMul { gate: gate.input(), up: up.input(), y: gated.output() });
-    w.norm(&gated, &wide, &mut q8, &mut s);
-    w.multiply(&down, (&q8, &s), &mut x, Epilogue::Add);
     for (name, of) in [("x", &x), ("q", &q), ("k", &k), ("v", &v), ("keys", &k_cache), ("values", &v_cache)] {
-        w.take_floats(format!("{name} of a layer of {m} rows"), of);
+        w.take_floats(format!("{name} of a layer of {m} rows, {heads} heads, at {first}"), of);
     }
     for (name, of) in [("attended", &y), ("gate", &gate), ("up", &up), ("gated", &gated), ("scales", &s)] {
-        w.take_floats(format!("{name} of a layer of {m} rows"), of);
+        w.take_floats(format!("{name} of a layer of {m} rows, {heads} heads, at {first}"), of);
     }
-    w.take(format!("int8 of a layer of {m} rows"), &q8, |v: i8| v as u32);
+    w.take(format!("int8 of a layer of {m} rows, {heads} heads, at {first}"), &q8, |v: i8| v as u32);
 }
 
 /// Norms that nothing follows, with a gate and without, of lengths that each kernel is for.

@@ -4,9 +4,10 @@ use tersor_core::{Format, In, Out, Result, Span};
 
 use crate::driver::{Address, Args, Grid, Kernel};
 use crate::faults::Fault;
+use crate::groups::floats;
 use crate::memory::Device;
 use crate::pack::count;
-use crate::placement::attention_shared;
+use crate::placement::{JOINT, SHORT_CACHE, TILES, attention_shared};
 use crate::stream::CudaStream;
 
 /// The shape of the heads.
@@ -59,6 +60,12 @@ impl CudaStream {
         self.device.driver.overlaps && g.head_dim == CLUSTER_HEAD && rows <= CLUSTER_ROWS
     }
 
+    /// Whether attention is for the kernel that also makes q, k and v: it holds the values of all chunks, and has too few threads for
+    /// the scores of long caches.
+    fn joins(&self, g: Geometry, scores: u32, held: u32) -> bool {
+        self.device.driver.joins && g.heads == 4 * g.kv_heads && held == scores / 64 && scores <= SHORT_CACHE
+    }
+
     /// Whether a block can have all query heads of a key/value head, with their scores.
     fn grouped(&self, g: Geometry, room: u32) -> bool {
         let bytes = 16 * u64::from(room.next_multiple_of(64));
@@ -102,6 +109,19 @@ impl CudaStream {
             // What was written by the launch before is all that it has to wait for.
             self.device.drained()?;
             let newest = positions.len() == 1 && first == 0 && self.device.is_newest([positions_at, k, v]);
+            if newest && self.joins(g, scores, held) && self.is_settled("positions", positions)? {
+                let bytes = 4 * (scores + held * CHUNK);
+                let more = Args::new().u64(y).u32(scores).u32(held).fault_number(fault).u64(0).u64(0).u32(0);
+                // Of the same row, heads and stream.
+                let heads = Args::new().u32(heads).u32(kv_heads).u32(dim / 2);
+                let given = [(9, Args::new().u64(q)), (16, heads), (26, fault.place())];
+                let (grid, wrote) = (JOINT.grid(kv_heads, bytes, TILES), floats(y, kv_heads * 4 * dim));
+                // SAFETY: parameters as in qkv_attention.cu; what is written where, `is_newest` and `join` have seen to, and to the
+                // rest `Checked`; no op wrote the positions.
+                if unsafe { self.device.join(grid, more, &given, wrote) } {
+                    return Ok(());
+                }
+            }
             // The last three are set by what comes later, if it does: see `Batch::bring_nearer`.
             (Kernel::AttentionCluster, grid, args.u32(held).u32(u32::from(newest)).u64(0).u64(0).u32(0))
         } else if self.grouped(g, room) {

@@ -2,6 +2,7 @@
  *
  *   FAKE_FAIL=NAME:CODE:FIRST   calls of NAME fail with CODE from the FIRST one on (from 1); `*` is every function
  *   FAKE_VERSION, FAKE_CAPABILITIES ("9,7": the major compute capability of each device), FAKE_MEMORY (bytes of a device)
+ *   FAKE_CLUSTERS (of sixteen blocks, that run at a time)
  *   FAKE_COUNT=FILE             the number of calls is written there at the end
  *   FAKE_LOG=FILE               every call is written there at once, a line each, some with what they were about
  *
@@ -103,6 +104,7 @@ FN(cuModuleGetFunction, void **function, void *module, const char *name)
     *function = strdup(name);
 END
 FN(cuFuncSetAttribute, void *function, int attribute, int value) END
+FN(cuOccupancyMaxActiveClusters, int *clusters, void *function, const void *config) *clusters = (int)number("FAKE_CLUSTERS", 8); END
 struct node { const char *name; uint64_t arguments[13]; };
 /* Room for the longest sequence that the backend makes a graph of. */
 struct graph { long count; struct node nodes[256]; };

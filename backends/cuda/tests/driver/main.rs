@@ -6,6 +6,7 @@
 
 mod ahead;
 mod images;
+mod joins;
 mod promises;
 mod settled;
 mod steps;
@@ -101,6 +102,7 @@ fn child() {
                 Ok("ahead") => ahead::work(&*backend),
                 Ok("promises") => promises::work(&*backend),
                 Ok("settled") => settled::work(&*backend),
+                Ok("joins") => joins::work(&*backend),
                 _ => work(&*backend),
             };
             // The kernels of a GPU that is newer than every cubin.
