@@ -1,8 +1,8 @@
 // Attention of few rows with heads of 128 elements: a cluster of four blocks for each row and query head, in the order of
 // docs/numerics.md.
 //
-// Positions are dealt to eighths of the cluster's 64 warps' threads for the scores, which they send to the shared memory of all four
-// blocks; then each block has 32 elements of the result. Four blocks of 512 threads, not eight of 256: the 20 heads of the
+// For the scores, eight of a cluster's 2,048 threads have a position at a time, and send its score to the shared memory of all
+// four blocks; then each block has 32 elements of the result. Four blocks of 512 threads, not eight of 256: the 20 heads of the
 // 2B-4T model then have 80 blocks, none of which shares a multiprocessor with another.
 #include "common.cuh"
 #include "math.cuh"
@@ -30,6 +30,27 @@ __device__ __forceinline__ void send(const void *shared, u64 *barrier, u32 rank,
                  : "memory");
 }
 
+// Waits until all bytes that a barrier expects, from blocks of the cluster, are there.
+__device__ __forceinline__ void wait_cluster(u64 *barrier) {
+    u32 done = 0;
+    while (!done)
+        asm volatile("{ .reg .pred ok; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ok, [%1], 0;"
+                     " selp.u32 %0, 1, 0, ok; }"
+                     : "=r"(done)
+                     : "r"(shared_address(barrier))
+                     : "memory");
+}
+
+// Brings the block's part of `bytes` from each of two places to the second-level cache.
+__device__ __forceinline__ void bring_nearer(const u8 *place0, const u8 *place1, u32 bytes) {
+    u32 part = (bytes / gridDim.x + 15) / 16 * 16, from = blockIdx.x * part;
+    if (from < bytes) {
+        u32 mine = min(part, bytes - from);
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(place0 + from), "r"(mine));
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(place1 + from), "r"(mine));
+    }
+}
+
 // Eight threads have a position: thread m the elements m, m + 8, and so on, which are the lanes that the first three halvings
 // of a sum add to each other.
 __device__ __forceinline__ void keys(float (&b)[16], const float *position, bool there) {
@@ -51,6 +72,27 @@ __device__ __forceinline__ float eighth_dot(const float (&a)[16], const float (&
     return v[0];
 }
 
+// One element of a chunk of 64 values that is held, weighted.
+__device__ __forceinline__ float chunk_sum(const float *weights, const float *from) {
+    float sum = 0.0f;
+#pragma unroll 16
+    for (int j = 0; j < 64; j += 4) {
+        float4 s = *(const float4 *)(weights + j);
+        sum = sum + __fmul_rn(s.x, from[RANK_ELEMENTS * j]);
+        sum = sum + __fmul_rn(s.y, from[RANK_ELEMENTS * j + RANK_ELEMENTS]);
+        sum = sum + __fmul_rn(s.z, from[RANK_ELEMENTS * j + 2 * RANK_ELEMENTS]);
+        sum = sum + __fmul_rn(s.w, from[RANK_ELEMENTS * j + 3 * RANK_ELEMENTS]);
+    }
+    return sum;
+}
+// The sum of all weights, by one warp.
+__device__ __forceinline__ float weight_sum(const float *weights, u32 count, u32 lane) {
+    float low = 0.0f, high = 0.0f;
+#pragma unroll 4
+    for (u32 j = lane; j < count; j += 64) low = low + weights[j], high = high + weights[j + 32];
+    return fold64(low, high);
+}
+
 // Dynamic shared memory: the scores, `room` of them, a multiple of 64; then the values of up to `held` chunks.
 //
 // With `newest` set, which is for one row, the kernel before this one is norm_qkv, which wrote q and the last position of the
@@ -70,14 +112,7 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __maxnreg__(80)
     u32 kv = head / (heads / kv_heads), t = threadIdx.x, warp = t >> 5, lane = t & 31;
     u32 slot = (rank * ATTENTION_THREADS + t) / 8;
     u32 stride = kv_heads * 128;
-    if (t == 32 && ahead) {
-        u32 part = (ahead / gridDim.x + 15) / 16 * 16, from = blockIdx.x * part;
-        if (from < ahead) {
-            u32 bytes = min(part, ahead - from);
-            asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead0 + from), "r"(bytes));
-            asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead1 + from), "r"(bytes));
-        }
-    }
+    if (t == 32 && ahead) bring_nearer(ahead0, ahead1, ahead);
     if (t == 0) {
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&arrived)) : "memory");
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -167,13 +202,7 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __maxnreg__(80)
     }
     best = warp_max(best);
     if (lane < RANKS) send(&maxima[slot / 4], &arrived, lane, best);
-    u32 done = 0;
-    while (!done)
-        asm volatile("{ .reg .pred ok; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ok, [%1], 0;"
-                     " selp.u32 %0, 1, 0, ok; }"
-                     : "=r"(done)
-                     : "r"(shared_address(&arrived))
-                     : "memory");
+    wait_cluster(&arrived);
     best = warp_max(max(maxima[lane], maxima[lane + 32]));
     float largest = best ? from_ordered(best) : __uint_as_float(0xff800000u);
     // The last chunk is filled up with zeros; +0 added to a sum changes nothing.
@@ -190,24 +219,11 @@ KERNEL __cluster_dims__(RANKS, 1, 1) __maxnreg__(80)
             __syncthreads();
         }
         if (mine < held && c0 + mine < chunks) {
-            const float *weights = scores + (c0 + mine) * 64, *from = values + mine * HELD_CHUNK + e;
-            float sum = 0.0f;
-#pragma unroll 16
-            for (int j = 0; j < 64; j += 4) {
-                float4 s = *(const float4 *)(weights + j);
-                sum = sum + __fmul_rn(s.x, from[RANK_ELEMENTS * j]);
-                sum = sum + __fmul_rn(s.y, from[RANK_ELEMENTS * j + RANK_ELEMENTS]);
-                sum = sum + __fmul_rn(s.z, from[RANK_ELEMENTS * j + 2 * RANK_ELEMENTS]);
-                sum = sum + __fmul_rn(s.w, from[RANK_ELEMENTS * j + 3 * RANK_ELEMENTS]);
-            }
-            parts[mine][e] = sum;
+            parts[mine][e] = chunk_sum(scores + (c0 + mine) * 64, values + mine * HELD_CHUNK + e);
         }
         if (c0 == 0 && warp == ATTENTION_THREADS / 32 - 1) {
-            float low = 0.0f, high = 0.0f;
-#pragma unroll 4
-            for (u32 j = lane; j < chunks * 64; j += 64) low = low + scores[j], high = high + scores[j + 32];
-            low = fold64(low, high);
-            if (lane == 0) total = low;
+            float sum = weight_sum(scores, chunks * 64, lane);
+            if (lane == 0) total = sum;
         }
         __syncthreads();
         if (t < RANK_ELEMENTS)

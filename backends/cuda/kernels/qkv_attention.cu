@@ -104,17 +104,10 @@ KERNEL __cluster_dims__(16, 1, 1) __maxnreg__(80) norm_qkv_attention(JOINT_PARAM
                 if (mine.kind != 0 && known_position) (mine.kind == 1 ? k_cache : v_cache)[(u64)p * stride + row] = out;
             },
             FAULT_ARGS);
-        // The keeper, and all where nothing is sent.
+        // The keepers, and all where nothing is sent.
         if (t >= JOINT_WORKERS || !valid) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
     } else {
-        if (t == JOINT_WORKERS + KEEPERS && ahead) {
-            u32 part = (ahead / gridDim.x + 15) / 16 * 16, from = blockIdx.x * part;
-            if (from < ahead) {
-                u32 bytes = min(part, ahead - from);
-                asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead0 + from), "r"(bytes));
-                asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead1 + from), "r"(bytes));
-            }
-        }
+        if (t == JOINT_WORKERS + KEEPERS && ahead) bring_nearer(ahead0, ahead1, ahead);
         u32 there = valid ? p : 0;
 #pragma unroll
         for (int c = 0; c < JOINT_AT_ONCE; c++) {
@@ -136,15 +129,6 @@ KERNEL __cluster_dims__(16, 1, 1) __maxnreg__(80) norm_qkv_attention(JOINT_PARAM
         if (block == 0 && t == 0 && kv == 0) raise_fault(fault_word, fault_raised, attention_seq, F_INDEX, 0);
         return;
     }
-    auto wait_cluster = [&](u64 *barrier) {
-        u32 done = 0;
-        while (!done)
-            asm volatile("{ .reg .pred ok; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ok, [%1], 0;"
-                         " selp.u32 %0, 1, 0, ok; }"
-                         : "=r"(done)
-                         : "r"(shared_address(barrier))
-                         : "memory");
-    };
     if (warp >= 8) {
         wait_cluster(&ready);
         float a[16];
@@ -183,24 +167,11 @@ KERNEL __cluster_dims__(16, 1, 1) __maxnreg__(80) norm_qkv_attention(JOINT_PARAM
     __syncthreads();
     u32 e = t % RANK_ELEMENTS, mine = t / RANK_ELEMENTS;
     if (mine < chunks) {
-        const float *weights = scores + mine * 64, *from = values + mine * HELD_CHUNK + e;
-        float sum = 0.0f;
-#pragma unroll 16
-        for (int j = 0; j < 64; j += 4) {
-            float4 s = *(const float4 *)(weights + j);
-            sum = sum + __fmul_rn(s.x, from[RANK_ELEMENTS * j]);
-            sum = sum + __fmul_rn(s.y, from[RANK_ELEMENTS * j + RANK_ELEMENTS]);
-            sum = sum + __fmul_rn(s.z, from[RANK_ELEMENTS * j + 2 * RANK_ELEMENTS]);
-            sum = sum + __fmul_rn(s.w, from[RANK_ELEMENTS * j + 3 * RANK_ELEMENTS]);
-        }
-        parts[mine][e] = sum;
+        parts[mine][e] = chunk_sum(scores + mine * 64, values + mine * HELD_CHUNK + e);
     }
     if (warp == ATTENTION_THREADS / 32 - 1) {
-        float low = 0.0f, high = 0.0f;
-#pragma unroll 4
-        for (u32 j = lane; j < chunks * 64; j += 64) low = low + scores[j], high = high + scores[j + 32];
-        low = fold64(low, high);
-        if (lane == 0) total = low;
+        float sum = weight_sum(scores, chunks * 64, lane);
+        if (lane == 0) total = sum;
     }
     __syncthreads();
     if (t < RANK_ELEMENTS) {
