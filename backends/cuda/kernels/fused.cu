@@ -72,7 +72,7 @@ __device__ __forceinline__ float result(int acc, float weight_scale, float x_sca
 }
 
 // Registers of a thread at most. A quarter of a multiprocessor has 16,384, and warps of a block go to the quarters in turn: with
-// what follows, blocks of two kernels that follow each other lie side by side. Threads past the keepers leave at once, and
+// what follows, blocks of two kernels that follow each other lie side by side. Threads past the keeper leave at once, and
 // give their registers back: they keep a second block of the same kernel from a multiprocessor that has room for one of the
 // next kernel; see src/placement.rs.
 #define QKV_REGISTERS 80
@@ -80,52 +80,45 @@ __device__ __forceinline__ float result(int acc, float weight_scale, float x_sca
 #define GATE_UP_REGISTERS 96
 #define WIDE_REGISTERS 64
 
-// A block of WORKERS threads and KEEP that keep: the norm of a row, and products of ROWS rows for each LANES threads. `copies` says
+// A block of WORKERS threads and the keeper: the norm of a row, and products of ROWS rows for each LANES threads. `copies` says
 // where the block's `bytes` of weights are, in `count` pieces, and where they go; a thread's rows are `first` and those `apart`
 // from it; `early` asks for what is needed last, and `later` for what that says; `done` takes the products and the row's scale.
 // With LATE set the next kernel is started last, not first.
-template <bool LATE, int WORKERS, int KEEP, int LANES, int ROWS, int LOADS, int VECS, int TILES, typename Copies, typename Early, typename Later, typename Done>
+template <bool LATE, int WORKERS, int LANES, int ROWS, int LOADS, int VECS, int TILES, typename Copies, typename Early, typename Later, typename Done>
 __device__ __forceinline__ void norm_products(const NormRow &row, u32 tiles, u32 count, u32 bytes, Copies copies, u32 first,
                                               u32 apart, Early early, Later later, Done done, FAULT) {
     extern __shared__ __align__(128) u8 block_memory[];
     Staged<WORKERS, TILES> &s = *(Staged<WORKERS, TILES> *)block_memory;
     if (threadIdx.x >= WORKERS) {
-        bool heavy = false;
-        if (threadIdx.x < WORKERS + 32) {
-            u32 lane = threadIdx.x & 31, most = 0;
-            expect(&s.norm_arrived, row.cols * 4);
-            expect(&s.arrived, bytes);
-            bring(1, [&](u32) { return Copy{s.w, row.w, row.cols * 4}; }, &s.norm_arrived);
-            bring(count, [&](u32 i) { return copies(i, weights_of(s)); }, &s.arrived);
-            for (u32 i = lane; i < ZERO_ROWS * 16; i += 32) ((float4 *)s.x)[row.cols / 4 + i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (lane < 16) s.zeros[lane] = make_uint4(0, 0, 0, 0);
-            // From here on workers may look at what counts arrivals.
-            meet(READY, WORKERS + KEEP);
-            wait_for(&s.norm_arrived);
-            for (u32 i = lane; i < row.cols / 4; i += 32) most = max(most, largest_bits(((const float4 *)s.w)[i]));
-            heavy = warp_max(most) > 0x53800000;
-            // One warp waits for all. It was faster in the places where blocks lie, for a reason that we have not found.
-            wait_for_previous();
-            meet(RELEASED, WORKERS + KEEP);
-            if (!LATE) start_next();
-        } else {
-            meet(READY, WORKERS + KEEP);
-            meet(RELEASED, WORKERS + KEEP);
-        }
-        bool same = keep<KEEP, WORKERS, VECS>(s, row, heavy);
-        if (KEEP == 64 && threadIdx.x < WORKERS + 32) return;
+        u32 lane = threadIdx.x & 31, most = 0;
+        expect(&s.norm_arrived, row.cols * 4);
+        expect(&s.arrived, bytes);
+        bring(1, [&](u32) { return Copy{s.w, row.w, row.cols * 4}; }, &s.norm_arrived);
+        bring(count, [&](u32 i) { return copies(i, weights_of(s)); }, &s.arrived);
+        for (u32 i = lane; i < ZERO_ROWS * 16; i += 32) ((float4 *)s.x)[row.cols / 4 + i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (lane < 16) s.zeros[lane] = make_uint4(0, 0, 0, 0);
+        // From here on workers may look at what counts arrivals.
+        meet(READY, WORKERS + 32);
+        wait_for(&s.norm_arrived);
+        for (u32 i = lane; i < row.cols / 4; i += 32) most = max(most, largest_bits(((const float4 *)s.w)[i]));
+        bool heavy = warp_max(most) > 0x53800000;
+        // One warp waits for all. It was faster in the places where blocks lie, for a reason that we have not found.
+        wait_for_previous();
+        meet(RELEASED, WORKERS + 32);
+        if (!LATE) start_next();
+        bool same = keep<WORKERS, VECS>(s, row, heavy);
         if (LATE) start_next();
         meet(MULTIPLIED, WORKERS + 32);
         // Each block stores a part of the row: one that stored all of it would be the last of its kernel.
-        if (same) store_row(s, row, threadIdx.x - WORKERS - KEEP + 32, 32);
+        if (same) store_row(s, row, threadIdx.x - WORKERS, 32);
         return;
     }
     u32 places[VECS];
 #pragma unroll
     for (int j = 0; j < VECS; j++) places[j] = ready_now(in_shared((u32 *)s.xs + place_of(threadIdx.x + j * WORKERS)));
-    meet(READY, WORKERS + KEEP);
-    meet(RELEASED, WORKERS + KEEP);
-    stage_guess<KEEP, WORKERS, VECS>(s, row, places, early, later);
+    meet(READY, WORKERS + 32);
+    meet(RELEASED, WORKERS + 32);
+    stage_guess<WORKERS, VECS>(s, row, places, early, later);
     int acc[ROWS];
     bool finite = true;
 #pragma unroll 1
@@ -156,7 +149,7 @@ __device__ __forceinline__ void norm_products(const NormRow &row, u32 tiles, u32
 
 // rms_norm_quantize and a product, stored or added.
 #define GEMV_ROWS 20
-template <int WORKERS, int KEEP, int LANES, int ROWS, int LOADS, int VECS, int TILES>
+template <int WORKERS, int LANES, int ROWS, int LOADS, int VECS, int TILES>
 __device__ __forceinline__ void norm_gemv_of(const NormRow &row, u32 tiles, const uint4 *w, float *y, u32 n, float scale,
                                              u32 mode, FAULT) {
     static_assert(WORKERS / LANES * ROWS == GEMV_ROWS && ROWS <= 2, "the workers have all rows");
@@ -166,8 +159,8 @@ __device__ __forceinline__ void norm_gemv_of(const NormRow &row, u32 tiles, cons
     u32 lane = threadIdx.x % LANES, mine = at + lane;
     bool last = lane < ROWS && mine < n;
     float before = 0.0f;
-    if (threadIdx.x >= WORKERS + KEEP) return;
-    norm_products<false, WORKERS, KEEP, LANES, ROWS, LOADS, VECS, TILES>(
+    if (threadIdx.x >= WORKERS + 32) return;
+    norm_products<false, WORKERS, LANES, ROWS, LOADS, VECS, TILES>(
         row, tiles, 1, bytes, [&](u32, uint4 *to) { return Copy{to, w + (u64)block * tiles * 4, bytes}; }, first, 1,
         [&]() {
             if (last && mode & ADD) before = y[mine];
@@ -179,14 +172,14 @@ __device__ __forceinline__ void norm_gemv_of(const NormRow &row, u32 tiles, cons
         },
         FAULT_ARGS);
 }
-#define NORM_GEMV(REGISTERS, NAME, WORKERS, KEEP, LANES, ROWS, LOADS, VECS, TILES)                                              \
+#define NORM_GEMV(REGISTERS, NAME, WORKERS, LANES, ROWS, LOADS, VECS, TILES)                                              \
     KERNEL __maxnreg__(REGISTERS)                                                                     \
         NAME(const float *x, const float *norm, float eps, u32 cols, i8 *q, float *x_scale, u32 tiles,                 \
              const uint4 *w, float *y, u32 n, float scale, u32 mode, FAULT) {                                          \
-        norm_gemv_of<WORKERS, KEEP, LANES, ROWS, LOADS, VECS, TILES>({x, norm, eps, cols, q, x_scale}, tiles, w, y, n, scale, mode, FAULT_ARGS); \
+        norm_gemv_of<WORKERS, LANES, ROWS, LOADS, VECS, TILES>({x, norm, eps, cols, q, x_scale}, tiles, w, y, n, scale, mode, FAULT_ARGS); \
     }
-NORM_GEMV(GEMV_REGISTERS, norm_gemv, 160, KEEPER, 8, 1, 5, 4, 10)
-NORM_GEMV(WIDE_REGISTERS, norm_gemv_wide, 320, KEEPERS, 32, 2, 4, 6, 28)
+NORM_GEMV(GEMV_REGISTERS, norm_gemv, 160, 8, 1, 5, 4, 10)
+NORM_GEMV(WIDE_REGISTERS, norm_gemv_wide, 320, 32, 2, 4, 6, 28)
 
 // rms_norm_quantize, two products of n rows, and relu_squared_mul of theirs. Eight threads have two rows of both, so that what
 // they read of the activations serves four.
@@ -197,8 +190,8 @@ KERNEL __maxnreg__(GATE_UP_REGISTERS)
                  float *y0, float s0, const uint4 *w1, float *y1, float s1, float *y, u32 n, FAULT) {
     // A thread's rows are `first` and `first + PAIR_ROWS / 2` of one weight, and then of the other.
     u32 block = blockIdx.x * PAIR_ROWS, first = threadIdx.x / 8, bytes = min((u32)PAIR_ROWS, n - block) * tiles * 64;
-    if (threadIdx.x >= PAIR_WORKERS + KEEPER) return;
-    norm_products<false, PAIR_WORKERS, KEEPER, 8, 4, 5, 3, 10>(
+    if (threadIdx.x >= PAIR_WORKERS + 32) return;
+    norm_products<false, PAIR_WORKERS, 8, 4, 5, 3, 10>(
         {x, norm, eps, cols, q, x_scale}, tiles, 2, 2 * bytes,
         [&](u32 i, uint4 *to) { return Copy{to + i * PAIR_ROWS * tiles * 4, (i ? w1 : w0) + (u64)block * tiles * 4, bytes}; },
         first, PAIR_ROWS / 2, []() {}, []() {},
@@ -244,8 +237,8 @@ KERNEL __maxnreg__(QKV_REGISTERS)
     // Where a head's half is a whole number of blocks' pairs, the rows of either half lie together.
     bool together = half % TURNED_PAIRS == 0;
     u32 pieces = together ? 2 : 2 * TURNED_PAIRS, piece = 2 * TURNED_PAIRS / pieces;
-    if (threadIdx.x >= TURNED_WORKERS + KEEPERS) return;
-    norm_products<false, TURNED_WORKERS, KEEPERS, TURNED_LANES, 2, 5, 5, 10>(
+    if (threadIdx.x >= TURNED_WORKERS + 32) return;
+    norm_products<false, TURNED_WORKERS, TURNED_LANES, 2, 5, 5, 10>(
         {x, norm, eps, cols, q8, x_scale}, tiles, pieces, 2 * TURNED_PAIRS * tiles * 64,
         [&](u32 i, uint4 *to) {
             Pair of = place(i * piece % TURNED_PAIRS);

@@ -3,9 +3,9 @@
 //
 // The order of docs/numerics.md is a chain: a sum gives the factor, factor and weights give the values, the largest of them
 // the scale, and the scale the int8 row. But up to roundings the factor cancels: a value over the largest is x * w over the
-// largest x * w. So the workers of a block round that at once and multiply, while one or two more warps, the keepers, make the sum in
+// largest x * w. So the workers of a block round that at once and multiply, while one more warp, the keeper, makes the sum in
 // its order. Roundings move a value by less than DOUBT of it. A value that rounds to the same integer when it is moved that
-// far up and down is the definition's; vectors with one that does not, and those near the largest magnitude, a keeper looks
+// far up and down is the definition's; vectors with one that does not, and those near the largest magnitude, the keeper looks
 // at with the true factor. Where it finds another integer, or a row is out of the ordinary, the workers begin again as the
 // definition says. So the bits are always those of the definition.
 #pragma once
@@ -32,10 +32,9 @@ template <int WORKERS, int TILES> struct Staged {
     // A bit for each of a worker's vectors that the keeper has to look at.
     u8 doubtful[WORKERS];
     u32 maxima[32];
-    float halves[32];
     int sums[32];
     float factor, scale;
-    bool kept, ordinary;
+    bool kept;
     // Count the bytes of the block's weights that have arrived, and of the norm's.
     u64 arrived, norm_arrived;
 };
@@ -48,10 +47,7 @@ template <int WORKERS, int TILES> __device__ __forceinline__ uint4 *weights_of(c
 }
 
 // Barriers beside __syncthreads, which is for all.
-enum Meeting { READY = 1, ROW_HERE = 2, STAGED = 3, LISTED = 4, RELEASED = 5, MULTIPLIED = 6, SUMMED = 7, FACTORED = 8 };
-// Threads that keep: one warp, or two.
-#define KEEPER 32
-#define KEEPERS 64
+enum Meeting { READY = 1, ROW_HERE = 2, STAGED = 3, LISTED = 4, RELEASED = 5, MULTIPLIED = 6 };
 __device__ __forceinline__ void meet(int meeting, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(meeting), "r"(threads) : "memory");
 }
@@ -199,7 +195,7 @@ __device__ __forceinline__ float lane_sum(const float *values, u32 rows) {
 // The workers' guess: the row without its factor, into s.xs and s.sums. Ends with a meeting of workers, with the block's
 // weights there. WORKERS * VECS vectors cover all tiles that there is room for: those that the row does not have are zeros.
 // `early` asks for what is needed last, and `later` for what that says; neither may look at what it asks for.
-template <int KEEP, int WORKERS, int VECS, int TILES, typename Early, typename Later>
+template <int WORKERS, int VECS, int TILES, typename Early, typename Later>
 __device__ __forceinline__ void stage_guess(Staged<WORKERS, TILES> &s, const NormRow &row, const u32 (&places)[VECS], Early early,
                                             Later later) {
     static_assert(VECS <= 8, "a byte has a bit for each vector of a worker");
@@ -228,7 +224,7 @@ __device__ __forceinline__ void stage_guess(Staged<WORKERS, TILES> &s, const Nor
     }
     u32 bits = warp_max(__float_as_uint(most));
     if (lane == 0) s.maxima[t >> 5] = bits;
-    meet(ROW_HERE, WORKERS + KEEP);
+    meet(ROW_HERE, WORKERS + 32);
     later();
     most = __uint_as_float(warp_max(lane < WORKERS / 32 ? s.maxima[lane] : 0));
     // Zeros past the row's end are not near the largest.
@@ -286,41 +282,20 @@ __device__ __forceinline__ bool stage_again(Staged<WORKERS, TILES> &s, const Nor
     return finite;
 }
 
-// The keepers: the sum in its order, and what the doubtful are by it; whether the guess was the definition's row, in the last warp of
-// theirs. Of two, each has half of the lanes; then the first makes the factor, while the second looks for the doubtful. `heavy`, of
-// the first, says that a weight of the norm is above 2^40.
+// The keeper: the sum in its order, and what the doubtful are by it; whether the guess was the definition's row. `heavy` says that
+// a weight of the norm is above 2^40.
 //
 // Its bounds keep what DOUBT asks for: a value that could round to another integer than 0 is above 1/508 of the largest, which
 // is above 2e-5; so with weights below 2^40 the row times the factor is above 2^-65, and the row times the weights is normal
 // whatever the factor. Sums below 2^80 are of rows below 2^40. The clamp of the scale is at 1e-5.
-template <int KEEP, int WORKERS, int VECS, int TILES>
+template <int WORKERS, int VECS, int TILES>
 __device__ __forceinline__ bool keep(Staged<WORKERS, TILES> &s, const NormRow &row, bool heavy) {
-    u32 thread = threadIdx.x - WORKERS, lane = thread & 31;
-    meet(ROW_HERE, WORKERS + KEEP);
-    auto factor_of = [&](float sum) { return __fdiv_rn(1.0f, __fsqrt_rn(__fdiv_rn(sum, (float)row.cols) + row.eps)); };
-    float factor = 0.0f;
-    bool ordinary = false;
-    if constexpr (KEEP == 64) {
-        float sum[1];
-        lane_sums(sum, s.x + thread, row.cols / 64);
-        if (thread < 32) {
-            meet(SUMMED, KEEP);
-            // The halvings by 32, 16, 8, 4 and 2, and the last.
-            sum[0] = sum[0] + s.halves[lane];
-#pragma unroll
-            for (int h = 16; h; h >>= 1) sum[0] = sum[0] + __shfl_xor_sync(FULL, sum[0], h);
-            factor = factor_of(sum[0]);
-            if (lane == 0) s.factor = factor, s.ordinary = sum[0] < 1.2e24f && !heavy;
-            meet(FACTORED, KEEP);
-            return false;
-        }
-        s.halves[lane] = sum[0];
-        meet(SUMMED, KEEP);
-    } else {
-        float sum = lane_sum(s.x, row.cols / 64);
-        factor = factor_of(sum), ordinary = sum < 1.2e24f && !heavy;
-        if (lane == 0) s.factor = factor;
-    }
+    u32 lane = threadIdx.x & 31;
+    meet(ROW_HERE, WORKERS + 32);
+    float sum = lane_sum(s.x, row.cols / 64);
+    float factor = __fdiv_rn(1.0f, __fsqrt_rn(__fdiv_rn(sum, (float)row.cols) + row.eps));
+    bool ordinary = sum < 1.2e24f && !heavy;
+    if (lane == 0) s.factor = factor;
     meet(LISTED, WORKERS + 32);
     // Four workers' flags a word. A lane looks at two vectors; where it finds more, which is rare, all begin again.
     const int WORDS = (WORKERS / 4 + 31) / 32;
@@ -342,10 +317,6 @@ __device__ __forceinline__ bool keep(Staged<WORKERS, TILES> &s, const NormRow &r
     for (int i = 0; i < 2; i++) {
         x[i] = w[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f), guess[i] = 0;
         if (i < found) x[i] = ((const float4 *)s.x)[at[i]], w[i] = ((const float4 *)s.w)[at[i]], guess[i] = ((const u32 *)s.xs)[place_of(at[i])];
-    }
-    if constexpr (KEEP == 64) {
-        meet(FACTORED, KEEP);
-        factor = s.factor, ordinary = s.ordinary;
     }
     float4 y[2] = {times(times(x[0], factor), w[0]), times(times(x[1], factor), w[1])};
     float most = __uint_as_float(warp_max(__float_as_uint(fmaxf(largest(y[0]), largest(y[1])))));

@@ -54,7 +54,7 @@ KERNEL __cluster_dims__(16, 1, 1) __maxnreg__(80) norm_qkv_attention(JOINT_PARAM
     const float *kc = k_cache + kv * 128, *vc = v_cache + kv * 128;
     u32 slot = (rank * JOINT_WARPS + warp - 8) * 4 + lane / 8;
     float b[JOINT_AT_ONCE][16];
-    if (t < JOINT_WORKERS + KEEPERS) {
+    if (t < JOINT_WORKERS + 64) {
         struct Pair {
             u32 kind, row, e;
         };
@@ -66,7 +66,8 @@ KERNEL __cluster_dims__(16, 1, 1) __maxnreg__(80) norm_qkv_attention(JOINT_PARAM
         u32 which = t % 8;
         bool known_position = p < min(known, capacity);
         float c = 1.0f, turn = 0.0f;
-        norm_products<true, JOINT_WORKERS, KEEPERS, 8, 2, 5, 4, 10>(
+        // The warp after the keeper has nothing to do until there are scores.
+        if (t < JOINT_WORKERS + 32) norm_products<true, JOINT_WORKERS, 8, 2, 5, 4, 10>(
             {x, norm, eps, cols, q8, x_scale}, tiles, 6, 2 * JOINT_PAIRS * tiles * 64,
             [&](u32 i, uint4 *to) {
                 u32 kind = i % 3, first = kind == 0 ? 0 : 12 + 4 * kind, rows = kind == 0 ? 16 : 4;
@@ -104,10 +105,10 @@ KERNEL __cluster_dims__(16, 1, 1) __maxnreg__(80) norm_qkv_attention(JOINT_PARAM
                 if (mine.kind != 0 && known_position) (mine.kind == 1 ? k_cache : v_cache)[(u64)p * stride + row] = out;
             },
             FAULT_ARGS);
-        // The keepers, and all where nothing is sent.
+        // The keeper, and all where nothing is sent.
         if (t >= JOINT_WORKERS || !valid) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
     } else {
-        if (t == JOINT_WORKERS + KEEPERS && ahead) bring_nearer(ahead0, ahead1, ahead);
+        if (t == JOINT_WORKERS + 64 && ahead) bring_nearer(ahead0, ahead1, ahead);
         u32 there = valid ? p : 0;
 #pragma unroll
         for (int c = 0; c < JOINT_AT_ONCE; c++) {

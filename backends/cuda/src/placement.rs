@@ -25,14 +25,14 @@ pub(crate) struct Fused {
 
 pub(crate) const GEMV: Fused = Fused { workers: 160, keepers: 32, idle: 0, rows: 20, tiles: TILES, least: 42_000 };
 pub(crate) const WIDE_GEMV: Fused =
-    Fused { workers: 320, keepers: 64, idle: 128, rows: 20, tiles: WIDE_TILES, least: 117_000 };
+    Fused { workers: 320, keepers: 32, idle: 160, rows: 20, tiles: WIDE_TILES, least: 117_000 };
 /// As many rows of each of the two products.
 pub(crate) const GATE_UP: Fused = Fused { workers: 224, keepers: 32, idle: 160, rows: 2 * 56, tiles: TILES, least: 0 };
 /// Pairs of rows that turn with each other.
-pub(crate) const QKV: Fused = Fused { workers: 128, keepers: 64, idle: 96, rows: 2 * 16, tiles: TILES, least: 75_000 };
+pub(crate) const QKV: Fused = Fused { workers: 128, keepers: 32, idle: 128, rows: 2 * 16, tiles: TILES, least: 75_000 };
 /// With the attention of its row, in clusters of sixteen blocks; other threads than those have scores.
 pub(crate) const JOINT: Joint =
-    Joint(Fused { workers: 192, keepers: 64, idle: 256, rows: 2 * 24, tiles: TILES, least: 0 });
+    Joint(Fused { workers: 192, keepers: 32, idle: 288, rows: 2 * 24, tiles: TILES, least: 0 });
 
 impl Fused {
     /// Bytes of shared memory for rows of so many tiles; the norm's part is `STAGED_BYTES` in `kernels/fused_norm.cuh`.
