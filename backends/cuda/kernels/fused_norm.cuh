@@ -47,7 +47,7 @@ template <int WORKERS, int TILES> __device__ __forceinline__ uint4 *weights_of(c
 }
 
 // Barriers beside __syncthreads, which is for all.
-enum Meeting { READY = 1, ROW_HERE = 2, STAGED = 3, LISTED = 4, RELEASED = 5, MULTIPLIED = 6 };
+enum Meeting { READY = 1, ROW_HERE = 2, STAGED = 3, LISTED = 4, RELEASED = 5, MULTIPLIED = 6, UNNEEDED = 7 };
 __device__ __forceinline__ void meet(int meeting, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(meeting), "r"(threads) : "memory");
 }
