@@ -30,6 +30,11 @@ __device__ __forceinline__ void wait_for_previous() {
     start_next();                                                                                                      \
     wait_for_previous()
 
+// For a kernel after which another reads early what earlier ones wrote: it is there once this one has waited.
+#define BEGIN_LATE                                                                                                     \
+    wait_for_previous();                                                                                               \
+    start_next()
+
 // Where a kernel reports data that it cannot round: the smallest key wins, which is the first element of the first op that
 // failed. `raised` is host memory, read by the host without a copy; it is written only after a fault.
 #define FAULT u64 *fault_word, u32 *fault_raised, u64 fault_seq

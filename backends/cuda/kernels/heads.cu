@@ -200,7 +200,7 @@ KERNEL __launch_bounds__(256) pack_blocks(u32 q6, const u8 *bytes, u32 rows, u32
 
 // Rows of a packed table.
 KERNEL gather_blocks(const u8 *table, u32 q6, u32 entries, u32 cols, const u32 *ids, float *y, FAULT) {
-    BEGIN;
+    BEGIN_LATE;
     u32 id = ids[blockIdx.x];
     if (!index_ok(id, entries, blockIdx.x, FAULT_ARGS)) return;
     u32 blocks = cols / (q6 ? 16 : 32);

@@ -183,7 +183,7 @@ KERNEL add(const float *x, float *y, u64 n) {
 
 // One block a row; rows of the table are `stride` elements apart.
 KERNEL gather_rows(const void *table, u32 type, u32 entries, u32 cols, u32 stride, const u32 *ids, float *y, FAULT) {
-    BEGIN;
+    BEGIN_LATE;
     u32 id = ids[blockIdx.x];
     if (!index_ok(id, entries, blockIdx.x, FAULT_ARGS)) return;
     for (u32 i = threadIdx.x; i < cols; i += blockDim.x)

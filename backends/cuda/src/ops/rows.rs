@@ -152,13 +152,16 @@ impl CudaStream {
     pub(super) fn gather(&mut self, table: &PackedWeight, ids: In<'_, u32>, y: &Out<'_, f32>) -> Result<()> {
         let packed = self.packed(table)?;
         let (rows, shape) = (ids.len(), table.shape());
+        let wrote = (self.output("y", y)?, 4 * (rows * shape.cols()) as u64);
         if let Kind::Blocks { .. } = packed.kind {
             let args = Args::new().u64(packed.data.at).u32(block_number(table.format()));
             let args = args.u32(count("entries", shape.rows())?).u32(count("columns", shape.cols())?);
             let args = args.u64(self.input("ids", ids)?).u64(self.output("y", y)?);
             let args = args.fault(self.watch("ids", Format::F32));
             // SAFETY: as above; ids are checked by the kernel.
-            return unsafe { self.device.launch(Kernel::GatherBlocks, row_grid(rows, shape.cols()), args) };
+            unsafe { self.device.launch(Kernel::GatherBlocks, row_grid(rows, shape.cols()), args) }?;
+            self.device.wrote_only([wrote, (0, 0), (0, 0)]);
+            return Ok(());
         }
         let Kind::Dense { stride } = packed.kind else { return Ok(()) };
         let args = Args::new().u64(packed.data.at).u32(type_number(table.format()));
@@ -166,7 +169,9 @@ impl CudaStream {
         let args = args.u64(self.input("ids", ids)?).u64(self.output("y", y)?);
         let args = args.fault(self.watch("ids", Format::F32));
         // SAFETY: as above; ids are checked by the kernel.
-        unsafe { self.device.launch(Kernel::GatherRows, row_grid(rows, shape.cols()), args) }
+        unsafe { self.device.launch(Kernel::GatherRows, row_grid(rows, shape.cols()), args) }?;
+        self.device.wrote_only([wrote, (0, 0), (0, 0)]);
+        Ok(())
     }
 
     pub(super) fn sample(

@@ -20,7 +20,7 @@ enum Case {
     Nothing,
     /// The kernel before is not one whose results are known.
     UnknownBefore,
-    /// It starts the next one before its own wait, so the kernel before it may still run.
+    /// It gathers the row, and starts the next one after its own wait.
     GatherBefore,
     /// It writes into the cache of keys.
     CacheBefore,
@@ -147,7 +147,8 @@ fn launched(calls: &[String], case: Case) -> Vec<String> {
 fn attention_joins_q_k_and_v_only_where_nothing_is_read_too_early() {
     let calls = logged("joins", &[]);
     for case in CASES {
-        let (kernels, joined) = (launched(&calls, case), case == Case::Nothing);
+        let joined = matches!(case, Case::Nothing | Case::GatherBefore);
+        let kernels = launched(&calls, case);
         assert_eq!(kernels.iter().any(|k| k == "norm_qkv_attention"), joined, "{case:?}: {kernels:?}");
         assert_eq!(kernels.iter().any(|k| k == "attention_cluster"), !joined, "{case:?}: {kernels:?}");
         assert_eq!(kernels.iter().any(|k| k == "norm_qkv"), !joined, "{case:?}: {kernels:?}");
