@@ -49,7 +49,7 @@ pub use memory::Counters;
 const ID: &str = "cuda";
 
 /// Raised whenever a kernel changes.
-const KERNEL_REVISION: u32 = 12;
+const KERNEL_REVISION: u32 = 13;
 
 inventory::submit! {
     BackendEntry {

@@ -52,9 +52,12 @@ fn near(a: &[u32], b: &[u32]) -> bool {
         && a.iter().zip(b).all(|(a, b)| (f32::from_bits(*a) - f32::from_bits(*b)).abs() <= 1e-4 * largest)
 }
 
+fn work(backend: &dyn QuantBackend) -> Work<'_> {
+    Work { backend, stream: backend.open_stream().unwrap(), results: Vec::new(), exact: true }
+}
+
 fn all(backend: &dyn QuantBackend) -> Vec<Result> {
-    let stream = backend.open_stream().unwrap();
-    let mut w = Work { backend, stream, results: Vec::new(), exact: true };
+    let mut w = work(backend);
     products(&mut w);
     many_rows(&mut w);
     for rows in [1, 3, 8, 70] {
@@ -186,8 +189,27 @@ struct Layer {
 }
 const SMALL: Layer = Layer { heads: 4, kv_heads: 2, dim: 64, first: 20, capacity: 96 };
 
-/// The operations of a layer in their order, which groups of them go through one kernel; twice, as layers follow each other.
+/// What the operations of a layer have written.
+struct Written {
+    /// Rows: the sum, q, k, v, the caches, what attention gave, gate, up, and their product.
+    floats: Vec<(&'static str, Buffer<f32>)>,
+    scales: Buffer<f32>,
+    int8: Buffer<i8>,
+}
+
+/// The operations of a layer, and what they gave.
 fn layer(w: &mut Work<'_>, m: usize, layer: Layer) {
+    let written = run_layer(w, m, layer);
+    let of = format!("of a layer of {m} rows, {} heads, at {}", layer.heads, layer.first);
+    for (name, floats) in &written.floats {
+        w.take_floats(format!("{name} {of}"), floats);
+    }
+    w.take_floats(format!("scales {of}"), &written.scales);
+    w.take(format!("int8 {of}"), &written.int8, |v: i8| v as u32);
+}
+
+/// The operations of a layer in their order, which groups of them go through one kernel; twice, as layers follow each other.
+fn run_layer(w: &mut Work<'_>, m: usize, layer: Layer) -> Written {
     let Layer { heads, kv_heads, dim, first, capacity } = layer;
     let (hidden, ffn) = (512, 3072);
     let (width, kv) = (heads * dim, kv_heads * dim);
@@ -236,13 +258,45 @@ fn layer(w: &mut Work<'_>, m: usize, layer: Layer) {
         w.norm(&gated, &wide, &mut q8, &mut s);
         w.multiply(&down, (&q8, &s), &mut x, Epilogue::Add);
     }
-    for (name, of) in [("x", &x), ("q", &q), ("k", &k), ("v", &v), ("keys", &k_cache), ("values", &v_cache)] {
-        w.take_floats(format!("{name} of a layer of {m} rows, {heads} heads, at {first}"), of);
+    let rows = [("x", x), ("q", q), ("k", k), ("v", v), ("keys", k_cache), ("values", v_cache), ("attended", y)];
+    let floats = rows.into_iter().chain([("gate", gate), ("up", up), ("gated", gated)]).collect();
+    Written { floats, scales: s, int8: q8 }
+}
+
+/// A position that the cache has no room for, in device memory, where only kernels see it: an error, nothing is written for it
+/// to the cache or as attention, and the next layer is as if nothing had been.
+pub(crate) fn position_out_of_range(gpu: &CudaBackend) -> std::result::Result<(), String> {
+    let joint = Layer { heads: 8, kv_heads: 2, dim: 128, first: 447, capacity: 448 };
+    for first in [448, 449, u32::MAX] {
+        let mut w = work(gpu);
+        let written = run_layer(&mut w, 1, Layer { first, ..joint });
+        match w.stream.synchronize() {
+            Err(Error::Device { message, .. }) if message.contains("out of range") => {}
+            Err(e) => return Err(format!("position {first} of 448: FAILED with another error: {e}")),
+            Ok(()) => return Err(format!("position {first} of 448: FAILED: no error")),
+        }
+        for (name, floats) in written.floats.iter().filter(|(name, _)| ["keys", "values", "attended"].contains(name)) {
+            w.take_floats((*name).into(), floats);
+            let untouched = noise(floats.len()).iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            if w.results.pop().is_none_or(|r| r.bits != untouched) {
+                return Err(format!("position {first} of 448: FAILED: {name} were written"));
+            }
+        }
+        let cpu = model::cpu();
+        let [here, there] = [gpu as &dyn QuantBackend, &*cpu].map(|backend| {
+            let mut w = work(backend);
+            layer(&mut w, 1, joint);
+            w.results
+        });
+        if let Some((a, _)) = here.iter().zip(&there).find(|(a, b)| a.bits != b.bits) {
+            return Err(format!("after position {first} of 448: FAILED: {} differs from the CPU's", a.name));
+        }
     }
-    for (name, of) in [("attended", &y), ("gate", &gate), ("up", &up), ("gated", &gated), ("scales", &s)] {
-        w.take_floats(format!("{name} of a layer of {m} rows, {heads} heads, at {first}"), of);
+    // Where there is a kernel that does all of it, it is the one that was to be seen.
+    match gpu.kernels().find(|(name, _)| *name == "norm_qkv_attention") {
+        Some((name, false)) => Err(format!("FAILED: {name} was not launched")),
+        _ => Ok(()),
     }
-    w.take(format!("int8 of a layer of {m} rows, {heads} heads, at {first}"), &q8, |v: i8| v as u32);
 }
 
 /// Norms that nothing follows, with a gate and without, of lengths that each kernel is for.
