@@ -95,17 +95,26 @@ def large_product(n, k):
     return {"what": "cuBLAS bf16", "m": 1, "n": n, "k": k, **timed(graph.replay, copies, 12)}
 
 
-def eager_quantization():
+def packed(w, scale):
+    codes = ((w / scale).round().clamp(-1, 1).to(torch.int8) + 1).view(-1, 4)
+    return codes[:, 0] << 6 | codes[:, 1] << 4 | codes[:, 2] << 2 | codes[:, 3]
+
+
+def per_tensor(w):
+    return packed(w, w.abs().mean().clamp(min=1e-5))
+
+
+def per_group(w):
+    groups = w.view(-1, 128)
+    return packed(groups, groups.abs().mean(1, keepdim=True).clamp(min=1e-5))
+
+
+def quantization(what, quantize):
     w = random(ELEMENTS, dtype=torch.float32)
-
-    def quantize():
-        scale = w.abs().mean().clamp(min=1e-5)
-        codes = ((w / scale).round().clamp(-1, 1).to(torch.int8) + 1).view(-1, 4)
-        return codes[:, 0] << 6 | codes[:, 1] << 4 | codes[:, 2] << 2 | codes[:, 3]
-
-    times = timed(quantize, 1, 9)
-    rate = ELEMENTS / times["median_s"] / 1e9
-    return {"what": "PyTorch eager, quantize f32 per tensor and pack", "elements": ELEMENTS, "gelem_per_s": rate, **times}
+    times = timed(lambda: quantize(w), 1, 12)
+    result = {"what": what, "elements": ELEMENTS, "gelem_per_s": ELEMENTS / times["median_s"] / 1e9, **times}
+    print(result)
+    return result
 
 
 def main():
@@ -117,7 +126,10 @@ def main():
         for name, shapes in (("separate", SEPARATE), ("fused", FUSED)):
             linear_layers(m, name, shapes, results)
             torch.cuda.empty_cache()
-    results += [large_product(20480, 3200), large_product(55296, 5120), eager_quantization()]
+    results += [large_product(20480, 3200), large_product(55296, 5120)]
+    for how, compiled in (("eager", lambda f: f), ("torch.compile", torch.compile)):
+        results.append(quantization(f"PyTorch {how}, quantize f32 per tensor and pack", compiled(per_tensor)))
+        results.append(quantization(f"PyTorch {how}, quantize f32 in groups of 128 and pack", compiled(per_group)))
     with open(os.path.join(os.environ["OUT"], "peers-torch.json"), "w") as file:
         json.dump(out, file, indent=1)
 
