@@ -17,7 +17,8 @@ fn tiny() -> Options {
     Options {
         tokens: 2,
         iterations: 2,
-        budget: Duration::from_secs(6),
+        // Far more than it takes: a machine that is busy with other things must not be told from one where something is wrong.
+        budget: Duration::from_secs(60),
         quantize_elements: 1 << 16,
         shapes: vec![Shape::new(64, 256).expect("a shape")],
         profile_quantization: true,
