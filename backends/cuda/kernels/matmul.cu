@@ -211,57 +211,6 @@ KERNEL __launch_bounds__(256) pad_rows(const i8 *x, u32 k, u32 tiles, i8 *out, i
     if (threadIdx.x == 0) sums[blockIdx.x] = total;
 }
 
-// Several scales a row: the fold over blocks. One warp has one result; each quad of threads takes a tile, and 64 blocks
-// are put into their lanes at a time. `words` is the block's length in words of 64 columns: 1, 2 or 4.
-KERNEL __launch_bounds__(128) gemm_blocks(const uint4 *w, const float *scales, const i8 *x, const float *x_scales,
-                                          float *y, u32 n, u32 tiles, u32 blocks, u32 words, u32 mode) {
-    __shared__ float terms[4][64];
-    u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, quad = lane >> 2, t = lane & 3;
-    u32 row = blockIdx.x * 4 + warp, m = blockIdx.y;
-    BEGIN;
-    if (row >= n) return;
-    const uint4 *wr = w + (u64)row * tiles * 4;
-    const uint4 *xr = (const uint4 *)(x + (u64)m * tiles * TILE);
-    const float *sr = scales + (u64)row * blocks;
-    u32 per_tile = 4 / words;
-    float low = 0.0f, high = 0.0f;
-    for (u32 first = 0; first < blocks; first += 64) {
-        terms[warp][lane] = 0.0f;
-        terms[warp][lane + 32] = 0.0f;
-        __syncwarp();
-        u32 tile0 = first / per_tile, tile_end = min(tiles, tile0 + 64 / per_tile);
-        for (u32 start = tile0; start < tile_end; start += 8) {
-            u32 tile = start + quad;
-            bool live = tile < tile_end;
-            uint4 v = live ? __ldg(wr + tile * 4 + t) : make_uint4(0, 0, 0, 0);
-            int sum[4];
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                uint4 a = live ? xr[tile * 16 + 4 * j + t] : make_uint4(0, 0, 0, 0);
-                sum[j] = dot_word(pick(v, j), a, -sum16(a, 0));
-                sum[j] += __shfl_xor_sync(FULL, sum[j], 1);
-                sum[j] += __shfl_xor_sync(FULL, sum[j], 2);
-            }
-            if (words >= 2) sum[0] += sum[1], sum[1] = sum[2] + sum[3];
-            if (words == 4) sum[0] += sum[1];
-            u32 b = tile * per_tile + t;
-            int mine = t == 0 ? sum[0] : t == 1 ? sum[1] : t == 2 ? sum[2] : sum[3];
-            if (live && t < per_tile && b < blocks)
-                terms[warp][b - first] = __fmul_rn(__int2float_rn(mine), sr[b]);
-        }
-        __syncwarp();
-        // A missing block adds +0, which changes nothing: lanes start at +0.
-        low = low + terms[warp][lane];
-        high = high + terms[warp][lane + 32];
-        __syncwarp();
-    }
-    float v = __fdiv_rn(fold64(low, high), x_scales[m]);
-    if (lane == 0) {
-        float *p = y + (u64)m * n + row;
-        *p = mode & ADD ? *p + v : v;
-    }
-}
-
 // Int8 tensor cores: D (16 x 8) += A (16 weight rows x 32) * B (32 x 8 tokens).
 __device__ __forceinline__ void mma(int *d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"

@@ -16,3 +16,4 @@
 #include "heads_one.cu"
 #include "dense_mma.cu"
 #include "heads_mma.cu"
+#include "scales.cu"

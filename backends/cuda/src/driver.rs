@@ -50,7 +50,9 @@ kernels! {
     HeadMmaQ61 = "head_mma_q6_k_1", HeadMmaQ62 = "head_mma_q6_k_2", HeadMmaQ64 = "head_mma_q6_k_4",
     PackBlocks = "pack_blocks", GatherBlocks = "gather_blocks", DequantizeBlocks = "dequantize_blocks",
     Gemv1Wide = "gemv_1_wide", Gemv2 = "gemv_2", Gemv4 = "gemv_4",
-    PadRows = "pad_rows", GemmBlocks = "gemm_blocks",
+    PadRows = "pad_rows", SumBlocks = "sum_blocks",
+    GemvScales = "gemv_scales", GemvScalesLong = "gemv_scales_long", GemmScales1 = "gemm_scales_1",
+    GemmScales2 = "gemm_scales_2", GemmScales4 = "gemm_scales_4", GemmScalesMany = "gemm_scales_many",
     GemmRows1 = "gemm_rows_1", GemmRows2 = "gemm_rows_2", GemmRows4 = "gemm_rows_4", GemmRows8 = "gemm_rows_8",
     GemmRowsShort1 = "gemm_rows_short_1", GemmRowsShort2 = "gemm_rows_short_2", GemmRowsShort4 = "gemm_rows_short_4",
     NormRows = "norm_rows", NormRowsWide = "norm_rows_wide", GateNormRows = "gate_norm_rows",
@@ -129,6 +131,7 @@ const LARGE: &[Kernel] = &[
     Kernel::GemmRowsShort1,
     Kernel::GemmRowsShort2,
     Kernel::GemmRowsShort4,
+    Kernel::GemmScalesMany,
 ];
 
 /// Kernels of a decode step, two of which have blocks on a multiprocessor at a time. Its memory is divided between a cache and

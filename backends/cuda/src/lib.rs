@@ -49,7 +49,7 @@ pub use memory::Counters;
 const ID: &str = "cuda";
 
 /// Raised whenever a kernel changes.
-const KERNEL_REVISION: u32 = 13;
+const KERNEL_REVISION: u32 = 14;
 
 inventory::submit! {
     BackendEntry {

@@ -10,6 +10,8 @@ pub(crate) const SMALL_ROWS: usize = 64;
 /// order. More rows would need too much memory for their parts.
 const MMA_LEAST: usize = 2;
 const MMA_MOST: usize = 4096;
+/// Columns up to which a row of weights with several scales has a kernel for one row of activations.
+const SCALES_ONE_COLUMNS: usize = 8192;
 
 /// Which kernel multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +24,12 @@ pub(crate) enum Product {
     Small4,
     Small8,
     Large,
-    Blocks,
+    /// Of weights whose rows have several scales: one row of activations, up to 8, 16 and 32, and more.
+    ScalesOne,
+    Scales1,
+    Scales2,
+    Scales4,
+    ScalesMany,
     Dense,
     /// On tensor cores, not in the order of `docs/numerics.md`.
     DenseMma1,
@@ -56,7 +63,7 @@ pub(crate) fn head_mma_bytes(format: Format, k: usize, tiles: usize) -> usize {
 }
 
 impl Product {
-    const ALL: [Product; 19] = [
+    const ALL: [Product; 23] = [
         Product::Gemv1,
         Product::Gemv2,
         Product::Gemv4,
@@ -65,7 +72,11 @@ impl Product {
         Product::Small4,
         Product::Small8,
         Product::Large,
-        Product::Blocks,
+        Product::ScalesOne,
+        Product::Scales1,
+        Product::Scales2,
+        Product::Scales4,
+        Product::ScalesMany,
         Product::Dense,
         Product::DenseMma1,
         Product::DenseMma2,
@@ -99,7 +110,13 @@ impl Product {
             2..=4 if format.is_block() => Product::Head4,
             _ if format.is_block() => Product::Head8,
             _ if !format.is_ternary() => Product::Dense,
-            _ if scale_block.is_some() && output == DType::F32 => Product::Blocks,
+            _ if scale_block.is_some() && output == DType::F32 => match m {
+                1 if k <= SCALES_ONE_COLUMNS => Product::ScalesOne,
+                0..=8 => Product::Scales1,
+                9..=16 => Product::Scales2,
+                17..=32 => Product::Scales4,
+                _ => Product::ScalesMany,
+            },
             1 => Product::Gemv1,
             2 => Product::Gemv2,
             0..=GEMV_ROWS => Product::Gemv4,
@@ -114,6 +131,12 @@ impl Product {
     /// Whether results are those of `docs/numerics.md`, bit for bit.
     pub(crate) fn follows_order(self) -> bool {
         self.mma_tiles() == 0
+    }
+
+    /// Whether it is of weights whose rows have several scales.
+    pub(crate) fn scales(self) -> bool {
+        use Product::{Scales1, Scales2, Scales4, ScalesMany, ScalesOne};
+        matches!(self, ScalesOne | Scales1 | Scales2 | Scales4 | ScalesMany)
     }
 
     /// Times eight: rows of activations that a block of `dense_mma` has; 0 of the others.
@@ -157,7 +180,11 @@ impl Product {
             Product::Small4 => ("gemm", "32x32"),
             Product::Small8 => ("gemm", "32x64"),
             Product::Large => ("gemm", "128x64"),
-            Product::Blocks => ("gemm", "blocks"),
+            Product::ScalesOne => ("gemv", "scales-rows-1"),
+            Product::Scales1 => ("gemm", "scales-16x8"),
+            Product::Scales2 => ("gemm", "scales-16x16"),
+            Product::Scales4 => ("gemm", "scales-16x32"),
+            Product::ScalesMany => ("gemm", "scales-64x64"),
             Product::Dense => ("gemv", "rows-1"),
             Product::DenseMma1 => ("gemm", "mma-256x8"),
             Product::DenseMma2 => ("gemm", "mma-256x16"),

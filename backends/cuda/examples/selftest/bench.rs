@@ -6,7 +6,8 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tersor_backend_cuda::CudaBackend;
 use tersor_core::{
-    Activations, Buffer, Bytes, Epilogue, FloatIn, Format, GroupSize, Op, Output, QuantBackend, Shape, Stream, Weight,
+    Activations, Buffer, Bytes, Epilogue, FloatIn, Floats, Format, GroupSize, Op, Output, QuantBackend, Shape, Stream,
+    Weight, codec,
 };
 
 use crate::spread;
@@ -61,7 +62,7 @@ pub(crate) fn run(gpu: &Arc<CudaBackend>) -> bool {
     let mut results = Vec::new();
     for (n, k) in [(2560, 2560), (3840, 2560), (13_824, 2560), (2560, 6912), (20_480, 3200), (55_296, 5120)] {
         for m in [1, 4, 8, 16, 32, 128, 512] {
-            results.push(product(gpu, m, n, k));
+            results.push(product(gpu, &i2s(Shape::new(n, k).unwrap(), 3), m));
         }
     }
     results.push(copy(gpu));
@@ -81,12 +82,28 @@ pub(crate) fn run(gpu: &Arc<CudaBackend>) -> bool {
     true
 }
 
-pub(crate) fn product(gpu: &CudaBackend, m: usize, n: usize, k: usize) -> Value {
-    let shape = Shape::new(n, k).unwrap();
-    let weight = i2s(shape, 3);
-    let bytes = gpu.packed_size(Format::I2S, shape).unwrap();
-    // More copies than the last-level cache holds.
-    let copies: Vec<_> = (0..(200 << 20) / bytes + 1).map(|_| gpu.pack(&weight).unwrap()).collect();
+/// Products of weights whose rows have several scales.
+pub(crate) fn scales(gpu: &Arc<CudaBackend>) -> bool {
+    let mut results = Vec::new();
+    for group in [GroupSize::G64, GroupSize::G128, GroupSize::G256] {
+        for (n, k) in [(2560, 2560), (13_824, 2560), (2560, 6912)] {
+            let shape = Shape::new(n, k).unwrap();
+            let weight = codec::quantize(Floats::F32(&noise(n * k)), shape, Format::I2SGroup(group)).unwrap();
+            for m in [1, 4, 8, 16, 32, 128, 512] {
+                results.push(product(gpu, &weight, m));
+            }
+        }
+    }
+    crate::save("cuda-scales", gpu, json!(results));
+    true
+}
+
+/// `m` rows of activations times `weight`, of which more copies take turns than the last-level cache holds.
+pub(crate) fn product(gpu: &CudaBackend, weight: &Weight, m: usize) -> Value {
+    let (format, shape) = (weight.format(), weight.shape());
+    let (n, k) = (shape.rows(), shape.cols());
+    let bytes = gpu.packed_size(format, shape).unwrap();
+    let copies: Vec<_> = (0..(200 << 20) / bytes + 1).map(|_| gpu.pack(weight).unwrap()).collect();
     let mut stream = gpu.open_stream().unwrap();
     let stream = &mut *stream;
     let mut q = Buffer::<i8>::alloc(gpu, m * k).unwrap();

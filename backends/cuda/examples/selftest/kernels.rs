@@ -151,13 +151,33 @@ fn products(w: &mut Work<'_>) {
         }
         y.iter().take(count).for_each(|y| w.take_floats(format!("one of {count} products"), y));
     }
-    let shape = Shape::new(40, 512).unwrap();
-    let grouped = codec::quantize(Floats::F32(&noise(shape.len())), shape, Format::I2SGroup(GroupSize::G128)).unwrap();
-    let grouped = w.pack(&grouped);
-    for m in [1, 3, 70] {
-        let (q, s, mut y) = (w.codes(m * 512), w.scales(m), w.floats(m * 40));
-        w.multiply(&grouped, (&q, &s), &mut y, Epilogue::Add);
-        w.take_floats(format!("{m} rows, scales of groups"), &y);
+    several_scales(w);
+}
+
+/// Weights whose rows have several scales: blocks of every length, as few as one of 64 lanes has and more than twice as many as
+/// there are lanes, activations that 16-byte loads can read and others.
+fn several_scales(w: &mut Work<'_>) {
+    let n = 100;
+    for (format, cols) in [
+        (Format::I2SGroup(GroupSize::G64), [64, 192, 832, 4480, 8384]),
+        (Format::I2SGroup(GroupSize::G128), [128, 384, 2560, 6912, 16_768]),
+        (Format::I2SGroup(GroupSize::G256), [256, 768, 2560, 6912, 17_152]),
+    ] {
+        for k in cols {
+            let shape = Shape::new(n, k).unwrap();
+            let packed = w.pack(&codec::quantize(Floats::F32(&noise(shape.len())), shape, format).unwrap());
+            for (m, e) in [(1, Epilogue::Add), (3, Epilogue::Store), (9, Epilogue::Store), (32, Epilogue::Add)]
+                .into_iter()
+                .chain([(33, Epilogue::Store), (100, Epilogue::Add)])
+            {
+                for skip in [0, 4] {
+                    let (q, s, mut y) = (w.codes(skip + m * k), w.scales(m), w.floats(m * n));
+                    let x = Activations::Int8 { q: q.input_range(skip..skip + m * k), scales: s.input() };
+                    w.run(Op::MatMul { w: &packed, x, y: Output::F32(y.output()), epilogue: e });
+                    w.take_floats(format!("{m} x {n} x {k}, {format}, from {skip}"), &y);
+                }
+            }
+        }
     }
 }
 

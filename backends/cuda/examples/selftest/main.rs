@@ -1,5 +1,5 @@
 //! Everything that has to be seen on a GPU, in one program to carry there: conformance, the model against the CPU, and
-//! figures. `selftest [conformance|full|model|bench|batch|batch=32|parts=32|products|operations|prefill|prefill=512|chains|small|small=attention|small=products|link|errors|reproducible=off|image=ptx|kernels|covered|overlap|fast|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
+//! figures. `selftest [conformance|full|model|bench|batch|batch=32|parts=32|products|operations|prefill|prefill=512|chains|small|small=attention|small=products|link|errors|scales|reproducible=off|image=ptx|kernels|covered|overlap|fast|heads|2b|2b=f16|2b=q8_0|2b=q6_k|2b=cpu|growth|graphs=off|graphs=on]...`; results as JSON in the folder that `TERSOR_OUT` names.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
 mod batch;
@@ -80,6 +80,7 @@ fn main() {
             "errors" => errors::run(&backend),
             "errors=lost" => errors::lost_device(&backend),
             "bench" => bench::run(&backend),
+            "scales" => bench::scales(&backend),
             "batch" => batch::run(&backend),
             "operations" => !many_rows::operations(&backend, 512).is_null(),
             "products" => many_rows::products_equal(&backend),

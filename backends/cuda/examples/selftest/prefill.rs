@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use tersor_backend_cuda::CudaBackend;
+use tersor_core::Shape;
 use tersor_model::{Model, Session, SessionOptions, embedded};
 
 use crate::large::{GREEDY, Random};
@@ -21,7 +22,10 @@ pub(crate) fn run(gpu: &Arc<CudaBackend>, lengths: &[usize]) -> bool {
     if lengths == [512] {
         return true;
     }
-    let products: Vec<Value> = PRODUCTS.iter().map(|(n, k, _)| bench::product(gpu, 512, *n, *k)).collect();
+    let products: Vec<Value> = PRODUCTS
+        .iter()
+        .map(|(n, k, _)| bench::product(gpu, &bench::i2s(Shape::new(*n, *k).unwrap(), 3), 512))
+        .collect();
     let layer: f64 =
         products.iter().zip(PRODUCTS).map(|(p, (.., times))| p["median_s"].as_f64().unwrap() * times as f64).sum();
     println!("products of 512 rows, summed over 30 layers: {:.3} ms", 30.0 * layer * 1e3);

@@ -19,6 +19,13 @@ const DENSE_TOKENS: u32 = 16;
 /// Weight rows of a block of `dense_mma`, and stages of 64 columns of activations that it keeps.
 const MMA_BLOCK_ROWS: u32 = 256;
 const MMA_STAGES: u32 = 4;
+/// Tiles that `gemv_scales` has loads for; `gemv_scales_long` has them for twice as many.
+const SCALES_TILES: u32 = 16;
+/// Threads of a block of the kernels in scales.cu.
+const SCALES_THREADS: u32 = 256;
+/// Rows of activations of a block of `gemm_scales_many`, and its shared memory.
+const SCALES_TOKENS: u32 = 64;
+const SCALES_SHARED: u32 = 96_256;
 /// Warps of a block of the kernels in dense.cu, each with a weight row.
 const DENSE_WARPS: u32 = 16;
 /// Warps of a block of the kernels in heads.cu.
@@ -75,6 +82,9 @@ impl CudaStream {
                 self.dense_mma((format, product), (packed.data.at, *stride), &at, (m, n, k))
             }
             Kind::Dense { stride } => self.dense(format, packed.data.at, *stride, &at, (m, n, k)),
+            Kind::Ternary { tiles, scales: Scales::Blocks { values, words, per_row } } if product.scales() => {
+                self.scales(product, (packed.data.at, values.at), (*tiles, *words, *per_row), &at, (m, n, k))
+            }
             Kind::Ternary { tiles, scales } => self.ternary(product, (packed, *tiles, scales), &at, (m, n, k)),
         }
     }
@@ -214,6 +224,69 @@ impl CudaStream {
         unsafe { self.device.launch(kernel, grid, args) }
     }
 
+    /// Ternary weights whose rows have `per_row` scales, each of `words` x 64 columns.
+    fn scales(
+        &mut self,
+        product: Product,
+        (w, values): (Address, Address),
+        (tiles, words, per_row): (u32, u32, u32),
+        at: &Places,
+        (m, n, k): (u32, u32, u32),
+    ) -> Result<()> {
+        let many = product == Product::ScalesMany;
+        // Rows are whole blocks of 64 columns, so what begins where 16-byte loads can read is read as it is.
+        let (x, _, stride) = if at.x.is_multiple_of(16) { (at.x, 0, k) } else { self.pad_rows(at.x, (m, k), tiles)? };
+        // Kernels count them in 32 bits.
+        count("M times K, in units of 16,", m as usize * stride as usize / 16)?;
+        let padded = m.next_multiple_of(SCALES_TOKENS);
+        let sums = if many {
+            let sums = self.scratch.get(&self.device, 2, 4 * per_row as usize * padded as usize)?;
+            let args = Args::new().u64(x).u32(stride / 16).u32(per_row).u32(words).u32(padded).u64(sums);
+            // SAFETY: parameters as in scales.cu; the scratch has room for a sum of each block and padded row.
+            unsafe { self.device.launch(Kernel::SumBlocks, Grid::new(m, 256), args) }?;
+            sums
+        } else {
+            0
+        };
+        let (kernel, rows, tokens) = match product {
+            Product::ScalesOne if tiles <= SCALES_TILES => (Kernel::GemvScales, 8, 1),
+            Product::ScalesOne => (Kernel::GemvScalesLong, 8, 1),
+            Product::Scales1 => (Kernel::GemmScales1, 16, 8),
+            Product::Scales2 => (Kernel::GemmScales2, 16, 16),
+            Product::Scales4 => (Kernel::GemmScales4, 16, 32),
+            _ => (Kernel::GemmScalesMany, 64, SCALES_TOKENS),
+        };
+        let args = Args::new().u64(w).u64(values).u64(x).u32(stride / 16).u64(sums).u32(padded).u64(at.x_scales);
+        let args = args.u64(at.y).u32(n).u32(tiles).u32(per_row).u32(words).u32(m).u32(at.mode);
+        // With one row of activations, as many blocks as run at once go over all weight rows.
+        let most = match kernel {
+            Kernel::GemvScales => 4 * self.device.driver.processors,
+            Kernel::GemvScalesLong => 3 * self.device.driver.processors,
+            _ => u32::MAX,
+        };
+        let grid = Grid {
+            x: n.div_ceil(rows).min(most),
+            y: m.div_ceil(tokens),
+            threads: SCALES_THREADS,
+            shared: if many { SCALES_SHARED } else { 0 },
+        };
+        // SAFETY: as above; `Checked` and `pack` have seen to the lengths of all operands, and there are `per_row` scales for each
+        // of n rows.
+        unsafe { self.device.launch(kernel, grid, args) }
+    }
+
+    /// Rows of activations copied to where 16-byte loads can read them, padded to whole tiles; their sums; and the columns of a
+    /// padded row.
+    fn pad_rows(&mut self, x: Address, (m, k): (u32, u32), tiles: u32) -> Result<(Address, Address, u32)> {
+        let padded = tiles * TILE as u32;
+        let to = self.scratch.get(&self.device, 0, m as usize * padded as usize)?;
+        let sums = self.scratch.get(&self.device, 1, 4 * m as usize)?;
+        let args = Args::new().u64(x).u32(k).u32(tiles).u64(to).u64(sums);
+        // SAFETY: parameters as in matmul.cu; the scratch has room for m padded rows and m sums.
+        unsafe { self.device.launch(Kernel::PadRows, Grid::new(m, 256), args) }?;
+        Ok((to, sums, padded))
+    }
+
     fn ternary(
         &mut self,
         product: Product,
@@ -261,13 +334,7 @@ impl CudaStream {
         let (x, sums, k) = if (product == Product::Gemv1 || gemv.is_some() || rows) && direct {
             (at.x, 0, k)
         } else {
-            let padded = tiles * TILE as u32;
-            let x = self.scratch.get(&self.device, 0, m as usize * padded as usize)?;
-            let sums = self.scratch.get(&self.device, 1, 4 * m as usize)?;
-            let args = Args::new().u64(at.x).u32(k).u32(tiles).u64(x).u64(sums);
-            // SAFETY: parameters as in matmul.cu; the scratch has room for m padded rows and m sums.
-            unsafe { self.device.launch(Kernel::PadRows, Grid::new(m, 256), args) }?;
-            (x, sums, padded)
+            self.pad_rows(at.x, (m, k), tiles)?
         };
         let item = Gemv { x, k, ..item };
         if (product == Product::Gemv1 || rows) && at.mode & I32 == 0 {
@@ -290,13 +357,6 @@ impl CudaStream {
             let args = args.u32(n).u32(tiles).u32(k).u32(m).f32(scale).u32(at.mode);
             // SAFETY: as above; rows of x are k apart, aligned to 16 bytes, and k is a multiple of 16.
             return unsafe { self.device.launch(kernel, Grid::new(n.div_ceil(16), 128), args) };
-        }
-        if let (Product::Blocks, Scales::Blocks { values, words, per_row }) = (product, scales) {
-            let args = Args::new().u64(w).u64(values.at).u64(x).u64(at.x_scales).u64(at.y);
-            let args = args.u32(n).u32(tiles).u32(*per_row).u32(*words).u32(at.mode);
-            let grid = Grid { x: n.div_ceil(4), y: m, threads: 128, shared: 0 };
-            // SAFETY: as above; there are `per_row` scales for each of n rows.
-            return unsafe { self.device.launch(Kernel::GemmBlocks, grid, args) };
         }
         let args = Args::new().u64(w).u64(x).u64(sums).u64(at.x_scales).u64(at.y);
         let args = args.u32(n).u32(tiles).u32(m).f32(scale).u32(at.mode);
