@@ -2,7 +2,8 @@
 
 That project's own glue (`gpu/model.py`) takes norms, rotation and attention from xformers. Here they are PyTorch's, compiled, with
 a norm, its quantization and what comes before them in one kernel, and of three attentions the fastest. The step is one CUDA
-graph with drawing (argmax) in it; keys and values are bf16, as are embedding and head. Weights are random.
+graph with drawing (argmax) in it; keys and values are bf16, as are embedding and head. Weights are random. Attention goes over
+the whole cache, which has room for the prompt and all steps, behind a mask: a third or a ninth more than is there on average.
 
 Needs the project's gpu/bitnet_kernels built as that folder's compile.sh has it, at the path that LIBBITNET names:
 

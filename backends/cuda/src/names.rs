@@ -12,6 +12,8 @@ const MMA_LEAST: usize = 2;
 const MMA_MOST: usize = 4096;
 /// Columns up to which a row of weights with several scales has a kernel for one row of activations.
 const SCALES_ONE_COLUMNS: usize = 8192;
+/// Bytes of shared memory of a block of `gemm_scales_many`; see `kernels/scales.cu`.
+pub(crate) const SCALES_SHARED: usize = 96_256;
 
 /// Which kernel multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +26,7 @@ pub(crate) enum Product {
     Small4,
     Small8,
     Large,
-    /// Of weights whose rows have several scales: one row of activations, up to 8, 16 and 32, and more.
+    /// Of weights whose rows have several scales: one row of activations; blocks with up to 8, 16 and 32; and with many.
     ScalesOne,
     Scales1,
     Scales2,
@@ -114,8 +116,8 @@ impl Product {
                 1 if k <= SCALES_ONE_COLUMNS => Product::ScalesOne,
                 0..=8 => Product::Scales1,
                 9..=16 => Product::Scales2,
-                17..=32 => Product::Scales4,
-                _ => Product::ScalesMany,
+                33.. if SCALES_SHARED <= limits.shared => Product::ScalesMany,
+                _ => Product::Scales4,
             },
             1 => Product::Gemv1,
             2 => Product::Gemv2,
@@ -265,5 +267,25 @@ impl Names {
             }
             other => self.simple[OpKind::ALL.iter().position(|k| *k == other.kind())?],
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_scales_of_many_rows_need_no_more_shared_memory_than_there_is() {
+        let of = |m, shared| {
+            let (format, limits) = (Format::TQ2_0, Limits { exact: true, shared });
+            Product::of(format, format.scale_block(), DType::F32, (m, 2560), limits)
+        };
+        // What compute capabilities 9.0 and 8.9 have for dynamic shared memory.
+        let (large, small) = (215_040, 89_088);
+        assert_eq!(
+            [of(1, large), of(2, large), of(33, large)],
+            [Product::ScalesOne, Product::Scales1, Product::ScalesMany]
+        );
+        assert_eq!([of(32, small), of(33, small), of(5000, small)], [Product::Scales4; 3]);
     }
 }

@@ -6,7 +6,7 @@ use crate::ID;
 use crate::driver::{Address, Args, Grid, Kernel};
 use crate::groups::gemv_1;
 use crate::many_rows::staged_bytes;
-use crate::names::{Product, head_mma_bytes};
+use crate::names::{Product, SCALES_SHARED, head_mma_bytes};
 use crate::pack::{Kind, Packed, Scales, TILE, count};
 use crate::queue::{Gemv, Item, Staged};
 use crate::stream::CudaStream;
@@ -23,9 +23,8 @@ const MMA_STAGES: u32 = 4;
 const SCALES_TILES: u32 = 16;
 /// Threads of a block of the kernels in scales.cu.
 const SCALES_THREADS: u32 = 256;
-/// Rows of activations of a block of `gemm_scales_many`, and its shared memory.
+/// Rows of activations of a block of `gemm_scales_many`.
 const SCALES_TOKENS: u32 = 64;
-const SCALES_SHARED: u32 = 96_256;
 /// Warps of a block of the kernels in dense.cu, each with a weight row.
 const DENSE_WARPS: u32 = 16;
 /// Warps of a block of the kernels in heads.cu.
@@ -268,7 +267,7 @@ impl CudaStream {
             x: n.div_ceil(rows).min(most),
             y: m.div_ceil(tokens),
             threads: SCALES_THREADS,
-            shared: if many { SCALES_SHARED } else { 0 },
+            shared: if many { SCALES_SHARED as u32 } else { 0 },
         };
         // SAFETY: as above; `Checked` and `pack` have seen to the lengths of all operands, and there are `per_row` scales for each
         // of n rows.
